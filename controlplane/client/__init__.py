@@ -1,0 +1,1 @@
+"""Clients of the broker's API (`broker`, `admin`) and of an agent's local socket (`agent`)."""
