@@ -1,0 +1,134 @@
+"""The running broker: what its use cases share. *Shell.*
+
+One object, made once by `open_broker` and passed along; there are no module-level engines or settings.
+`clock` gives Unix seconds and is an argument, so tests can move it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from controlplane import ipam
+from controlplane.client.files import ensure_private_directory, write_private
+from controlplane.config import BrokerConfig
+from controlplane.db import Database, create_engine, setting
+from controlplane.errors import StartError
+from controlplane.keyhash import PersonalKeyHasher
+from controlplane.protocol.enrolment import EnrolmentKey, Invite
+from controlplane.protocol.errors import KeyFormatError
+from controlplane.protocol.keys import IdentityKey
+from controlplane.protocol.signing import ReplayGuard
+from controlplane.protocol.wireguard import Endpoint
+from controlplane.tls import ensure_certificate, spki_pin
+from controlplane.watch import Applied, Notifier
+
+log = logging.getLogger(__name__)
+SIGNING_KEY = "signing.key"
+
+
+@dataclass(slots=True)
+class Broker:
+    """See the module."""
+
+    config: BrokerConfig
+    database: Database
+    signing_key: IdentityKey
+    pools: ipam.Pools
+    pin: str
+    """Of the TLS certificate, as invites carry it."""
+    certificate: Path
+    certificate_key: Path
+    advertise: Endpoint
+    notifier: Notifier
+    guard: ReplayGuard
+    clock: Callable[[], float] = time.time
+    applied: Applied = field(default_factory=Applied)
+    hasher: PersonalKeyHasher = field(default_factory=PersonalKeyHasher)
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock(), UTC)
+
+    def invite(self, key: EnrolmentKey) -> Invite:
+        return Invite(self.advertise.host, self.advertise.port, self.pin, key)
+
+    def close(self) -> None:
+        self.database.close()
+
+
+def open_broker(config: BrokerConfig, clock: Callable[[], float] = time.time) -> Broker:
+    """Open or first make everything in the data directory. Raises `StartError`."""
+    try:
+        ensure_private_directory(config.data_dir)
+    except OSError as error:
+        raise StartError(f"data directory {str(config.data_dir)!r}: {error.strerror}") from None
+    advertise = config.advertise or Endpoint(outward_address(), config.listen_port)
+    certificate, certificate_key = _certificate(config, advertise.host)
+    notifier = Notifier()
+    database = Database(create_engine(config.url), notifier.notify)
+    return Broker(
+        config=config,
+        database=database,
+        signing_key=_signing_key(config.data_dir / SIGNING_KEY),
+        pools=_pools(database, config),
+        pin=spki_pin(certificate),
+        certificate=certificate,
+        certificate_key=certificate_key,
+        advertise=advertise,
+        notifier=notifier,
+        guard=ReplayGuard(started=clock()),
+        clock=clock,
+    )
+
+
+def _certificate(config: BrokerConfig, advertise: str) -> tuple[Path, Path]:
+    given = config.tls_certificate, config.tls_key
+    if given[0] is not None and given[1] is not None:
+        return given[0], given[1]
+    if given != (None, None):
+        raise StartError("a TLS certificate needs its key: give --tls-certificate and --tls-key")
+    return ensure_certificate(config.data_dir, [advertise, "localhost"])
+
+
+def _signing_key(path: Path) -> IdentityKey:
+    if not path.exists():
+        key = IdentityKey.generate()
+        write_private(path, key.reveal() + "\n")
+        log.info("made the broker's signing key %s", key.public_key)
+        return key
+    try:
+        return IdentityKey.parse(path.read_text().strip())
+    except KeyFormatError as error:
+        raise StartError(
+            f"{str(path)!r} is damaged ({error}): restore it from a backup. With a new key every "
+            "server and device would have to join again"
+        ) from None
+
+
+def _pools(database: Database, config: BrokerConfig) -> ipam.Pools:
+    """The pools that were fixed at the first run; addresses already given out lie in them."""
+    with database.write() as session:
+        ipv4 = IPv4Network(setting(session, "ipv4_pool", lambda: str(config.ipv4_pool)))
+        prefix = int(setting(session, "ipv4_prefix", lambda: str(config.ipv4_prefix)))
+        ipv6 = IPv6Network(setting(session, "ipv6_pool", lambda: str(ipam.random_ula())))
+    if (ipv4, prefix) != (config.ipv4_pool, config.ipv4_prefix):
+        log.warning("keeping address pool %s with /%d per server, as first set", ipv4, prefix)
+    return ipam.Pools(ipv4, prefix, ipv6)
+
+
+def outward_address() -> str:
+    """This machine's own address towards the internet, else its host name. Sends nothing."""
+    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((target, 9))
+            except OSError:
+                continue
+            return str(probe.getsockname()[0])
+    return socket.gethostname()

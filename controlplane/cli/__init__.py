@@ -1,0 +1,1 @@
+"""`horizon broker` and `horizon admin`."""

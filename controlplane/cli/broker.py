@@ -1,0 +1,157 @@
+"""`horizon broker run`: the API, unprivileged. `horizon broker invite`: a way back in for the owner."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import os
+from pathlib import Path
+
+import uvicorn
+from sqlmodel import select
+
+from controlplane.app import create_app
+from controlplane.broker import Broker, open_broker
+from controlplane.client.console import CommandError, add_json, print_json
+from controlplane.config import DEFAULT_IPV4_POOL, BrokerConfig
+from controlplane.enrolment import create_admin_key, ensure_owner
+from controlplane.models import Admin, Setting
+from controlplane.protocol.enrolment import DEFAULT_PORT
+from controlplane.protocol.wireguard import Endpoint
+
+DEFAULT_DATA_DIR = "/var/lib/horizon/broker"
+_ADVERTISE = "advertise"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run the broker",
+        description="Run the broker until stopped. The first run makes its keys, its certificate and its "
+        "database, and prints one admin invite.",
+    )
+    _common(run)
+    run.add_argument(
+        "--listen", default=f"[::]:{DEFAULT_PORT}", metavar="ADDRESS:PORT", help="(default: %(default)s)"
+    )
+    run.add_argument("--tls-certificate", type=Path, help="PEM file (default: one made by the broker itself)")
+    run.add_argument("--tls-key", type=Path, help="its key, PEM file")
+    run.add_argument(
+        "--ipv4-pool",
+        type=ipaddress.IPv4Network,
+        default=DEFAULT_IPV4_POOL,
+        metavar="CIDR",
+        help="addresses of all servers and devices, fixed at the first run (default: %(default)s)",
+    )
+    run.add_argument(
+        "--ipv4-prefix",
+        type=int,
+        default=20,
+        metavar="LENGTH",
+        help="length of each server's subnet, fixed at the first run (default: %(default)s)",
+    )
+    run.add_argument("--verbose", action="store_true", help="log every request")
+    run.set_defaults(handler=run_broker)
+    invite = commands.add_parser(
+        "invite",
+        help="print a new admin invite",
+        description="Print a new invite for the owner, on the broker's own machine: for a lost login.",
+    )
+    _common(invite)
+    add_json(invite)
+    invite.set_defaults(handler=print_invite)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("HORIZON_DATA_DIR", DEFAULT_DATA_DIR)),
+        help="database and keys (HORIZON_DATA_DIR; default: %(default)s)",
+    )
+    parser.add_argument(
+        "--advertise",
+        metavar="HOST[:PORT]",
+        default=os.environ.get("HORIZON_ADVERTISE"),
+        help="where invites say the broker is (HORIZON_ADVERTISE; default: found out)",
+    )
+    parser.add_argument(
+        "--database-url",
+        default=os.environ.get("DATABASE_URL"),
+        help="(DATABASE_URL; default: an embedded libSQL file in the data directory)",
+    )
+
+
+def run_broker(options: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    listen = Endpoint.parse(options.listen, DEFAULT_PORT)
+    config = BrokerConfig(
+        data_dir=options.data_dir,
+        listen_host=listen.host,
+        listen_port=listen.port,
+        advertise=_advertise(options, listen.port),
+        database_url=options.database_url,
+        tls_certificate=options.tls_certificate,
+        tls_key=options.tls_key,
+        ipv4_pool=options.ipv4_pool,
+        ipv4_prefix=options.ipv4_prefix,
+    )
+    broker = open_broker(config)
+    with broker.database.write() as session:
+        session.merge(Setting(name=_ADVERTISE, value=str(broker.advertise)))
+        owner = ensure_owner(broker, session)
+    if owner is not None:
+        print(
+            f"First run. Log in as the owner, within a day:\n\n  horizon admin login '{owner.invite}'\n",
+            flush=True,
+        )
+    serve(broker, verbose=options.verbose)
+    return 0
+
+
+def serve(broker: Broker, verbose: bool = False) -> None:
+    """Serve the API until a signal."""
+    uvicorn.run(
+        create_app(broker),
+        host=broker.config.listen_host,
+        port=broker.config.listen_port,
+        ssl_certfile=broker.certificate,
+        ssl_keyfile=broker.certificate_key,
+        log_level="info" if verbose else "warning",
+        access_log=verbose,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=3,
+    )
+
+
+def print_invite(options: argparse.Namespace) -> int:
+    if not options.data_dir.is_dir():
+        raise CommandError(
+            f"no broker in {str(options.data_dir)!r}: give --data-dir, or start one with `horizon broker run`"
+        )
+    config = BrokerConfig(data_dir=options.data_dir, database_url=options.database_url)
+    broker = open_broker(config)
+    with broker.database.write() as session:
+        stored = session.get(Setting, _ADVERTISE)
+        broker.advertise = _advertise(options, DEFAULT_PORT) or (
+            Endpoint.parse(stored.value) if stored else broker.advertise
+        )
+        owner = session.exec(select(Admin).where(Admin.role == "owner")).first()
+        created = (
+            create_admin_key(broker, session, owner.admin_id) if owner else ensure_owner(broker, session)
+        )
+    broker.close()
+    if created is None:
+        raise CommandError("the broker has no owner and made none: is its database writable?")
+    if options.json:
+        print_json(created)
+    else:
+        print(f"Log in within a day:\n\n  horizon admin login '{created.invite}'\n")
+    return 0
+
+
+def _advertise(options: argparse.Namespace, port: int) -> Endpoint | None:
+    return Endpoint.parse(options.advertise, port) if options.advertise else None

@@ -1,0 +1,96 @@
+"""The database: engine, tables, and one way to write. *Shell.*
+
+`DATABASE_URL` decides where: by default an embedded libSQL file, and stdlib SQLite on the same file
+where the `libsql` wheel has no build. Every write goes through `Database.write()`: one transaction,
+begun as a writer, after whose commit those who watch a changed subject are told.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import sqlalchemy
+from sqlalchemy import Engine, event, update
+from sqlmodel import Session, SQLModel, select
+
+from controlplane import models
+from controlplane.libsql import DriverUnavailable, apply_pragmas, begin_immediate, begin_snapshot
+
+log = logging.getLogger(__name__)
+_CHANGED = "changed_subjects"
+
+
+def create_engine(url: str) -> Engine:
+    """The engine for a database URL, with its tables made if they lack."""
+    try:
+        engine = sqlalchemy.create_engine(url)
+    except DriverUnavailable as error:
+        log.warning("%s: using the standard library's SQLite", error)
+        engine = sqlalchemy.create_engine(url.replace("sqlite+libsql", "sqlite", 1))
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", apply_pragmas)
+    SQLModel.metadata.create_all(engine)
+    return engine
+
+
+class Database:
+    """Sessions over one engine."""
+
+    def __init__(self, engine: Engine, on_change: Callable[[str], None]) -> None:
+        self.engine = engine
+        self._sqlite = engine.dialect.name == "sqlite"
+        self._on_change = on_change
+        with self.write() as session:
+            if session.get(models.Revision, 1) is None:
+                session.add(models.Revision())
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One state of the database, whatever others write meanwhile."""
+        with Session(self.engine) as session:
+            if self._sqlite:
+                begin_snapshot(session)
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One write transaction: committed at the end, rolled back whole on an error."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            if self._sqlite:
+                begin_immediate(session)
+            yield session
+            session.commit()
+            changed = session.info.get(_CHANGED, ())
+        for subject in changed:
+            self._on_change(subject)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def next_revision(session: Session) -> int:
+    """The next revision, unique and in commit order: the counter's row is held until commit."""
+    statement = (
+        update(models.Revision)
+        .where(models.Revision.id == 1)  # type: ignore[arg-type]
+        .values(value=models.Revision.value + 1)
+        .returning(models.Revision.value)  # type: ignore[call-overload]
+    )
+    return int(session.execute(statement).scalar_one())
+
+
+def touch(session: Session, *subjects: str) -> None:
+    """Say that the netmaps of `subjects` change with this transaction."""
+    session.info.setdefault(_CHANGED, set()).update(subjects)
+
+
+def setting(session: Session, name: str, default: Callable[[], str]) -> str:
+    """A shared setting, written with its default when it is first asked for."""
+    row = session.exec(select(models.Setting).where(models.Setting.name == name)).first()
+    if row is None:
+        row = models.Setting(name=name, value=default())
+        session.add(row)
+        session.flush()
+    return row.value
