@@ -56,7 +56,7 @@ def _run(role: str, words: Sequence[str]) -> int:
 
 
 def _version() -> str:
-    from controlplane.version import VERSION
+    from controlplane.protocol.version import VERSION
 
     return f"horizon {VERSION}"
 

@@ -22,7 +22,7 @@ from controlplane.errors import BodyTooLarge, BrokerError, problem_of
 from controlplane.protocol.errors import PROBLEM_MEDIA_TYPE, Problem, ProtocolError
 from controlplane.protocol.messages import API, MAX_BODY
 from controlplane.routes import admin, connections, enrolment, netmap, servers, status
-from controlplane.version import VERSION
+from controlplane.protocol.version import VERSION
 
 log = logging.getLogger(__name__)
 _SECRET_FIELDS = {"registration_key", "personal_key", "admin_key"}

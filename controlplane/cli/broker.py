@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import logging
 import os
+import socket
 from pathlib import Path
 
 import uvicorn
@@ -16,6 +17,7 @@ from controlplane.broker import Broker, open_broker
 from controlplane.client.console import CommandError, add_json, print_json
 from controlplane.config import DEFAULT_IPV4_POOL, BrokerConfig
 from controlplane.enrolment import create_admin_key, ensure_owner
+from controlplane.errors import StartError
 from controlplane.models import Admin, Setting
 from controlplane.protocol.enrolment import DEFAULT_PORT
 from controlplane.protocol.wireguard import Endpoint
@@ -113,10 +115,8 @@ def run_broker(options: argparse.Namespace) -> int:
 
 def serve(broker: Broker, verbose: bool = False) -> None:
     """Serve the API until a signal."""
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(broker),
-        host=broker.config.listen_host,
-        port=broker.config.listen_port,
         ssl_certfile=broker.certificate,
         ssl_keyfile=broker.certificate_key,
         log_level="info" if verbose else "warning",
@@ -125,6 +125,24 @@ def serve(broker: Broker, verbose: bool = False) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=3,
     )
+    with listening_socket(broker.config.listen_host, broker.config.listen_port) as listening:
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; `::` takes IPv4 too, and is `0.0.0.0` where there is no IPv6."""
+    try:
+        if host == "::" and socket.has_dualstack_ipv6():
+            return socket.create_server(
+                (host, port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=2048
+            )
+        host = "0.0.0.0" if host == "::" else host  # noqa: S104  (asked for: all addresses)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {Endpoint(host, port)}: {error.strerror}; choose another with --listen"
+        ) from None
 
 
 def print_invite(options: argparse.Namespace) -> int:

@@ -41,6 +41,8 @@ class InviteKind(StrEnum):
 
 _PREFIX = {InviteKind.server: "hzreg", InviteKind.device: "hzper", InviteKind.admin: "hzadm"}
 _KIND = {prefix: kind for kind, prefix in _PREFIX.items()}
+_FORM = "horizon://HOST:PORT/…"
+_HOST = re.compile(r"[\w.:%-]{1,253}")
 _KEY = re.compile(r"(hzreg|hzper|hzadm)_([a-z2-7]{10})_([a-z2-7]{52})")
 
 
@@ -91,14 +93,18 @@ class EnrolmentKey:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        from_text = core_schema.no_info_after_validator_function(
-            cls.parse, core_schema.str_schema(max_length=200)
+        return core_schema.no_info_plain_validator_function(
+            cls._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(cls._serialize, info_arg=True),
         )
-        return core_schema.json_or_python_schema(
-            json_schema=from_text,
-            python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), from_text]),
-            serialization=core_schema.plain_serializer_function_ser_schema(cls.reveal, when_used="json"),
-        )
+
+    @classmethod
+    def _validate(cls, value: object) -> EnrolmentKey:
+        return value if isinstance(value, cls) else cls.parse(value if isinstance(value, str) else "")
+
+    def _serialize(self, info: core_schema.SerializationInfo) -> str:
+        # Python mode is for looking at; without this pydantic would take the dataclass apart.
+        return self.reveal() if info.mode == "json" else str(self)
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -137,12 +143,13 @@ class Invite:
             parts = urlsplit(text)
             port = parts.port or DEFAULT_PORT
             host = parts.hostname
-        except ValueError as error:
-            raise InviteError(f"not an invite: {error}") from None
+        except ValueError:  # its text may quote the key
+            raise InviteError(f"not an invite: it names no broker ({_FORM})") from None
         if parts.scheme != SCHEME:
-            raise InviteError(f"not an invite: it begins with {text[:10]!r}, and an invite with 'horizon://'")
-        if not host or parts.username is not None:
-            raise InviteError("not an invite: it names no broker (horizon://HOST:PORT/…)")
+            begins = f"it begins with {text[:10]!r}" if "://" in text[:12] else "it is only a part of one"
+            raise InviteError(f"not an invite: {begins}, and an invite with 'horizon://': copy all of it")
+        if not host or not _HOST.fullmatch(host) or parts.username is not None:
+            raise InviteError(f"not an invite: it names no broker ({_FORM})")
         kind, _, key_text = parts.path.lstrip("/").partition("/")
         pins = parse_qs(parts.query).get("pin", [])
         if len(pins) != 1 or not _is_pin(pins[0]):
@@ -154,7 +161,10 @@ class Invite:
         except KeyFormatError as error:
             raise InviteError(f"the invite's key is damaged: {error}") from None
         if key.kind != kind:
-            raise InviteError(f"the invite says it is for {kind!r}, but its key is for {key.kind!r}")
+            raise InviteError(
+                f"the invite says it is for {kind[:10]!r}, but its key is for a {key.kind.value}: "
+                "copy the invite as it was made"
+            )
         if expect is not None and key.kind is not expect:
             raise InviteError(
                 f"this invite is for a {key.kind.value}, not for a {expect.value}: "

@@ -55,7 +55,7 @@ class _Key:
 
     @classmethod
     def _quote(cls, text: str) -> str:
-        return repr(text)
+        return repr(text[:60])
 
     def __bytes__(self) -> bytes:
         return self._raw
@@ -93,14 +93,14 @@ class _Public(_Key):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        from_text = core_schema.no_info_after_validator_function(
-            cls.parse, core_schema.str_schema(min_length=44, max_length=44)
-        )
-        return core_schema.json_or_python_schema(
-            json_schema=from_text,
-            python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), from_text]),
+        return core_schema.no_info_plain_validator_function(
+            cls._validate,
             serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="always"),
         )
+
+    @classmethod
+    def _validate(cls, value: object) -> Self:
+        return value if isinstance(value, cls) else cls.parse(str(value))
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from controlplane.protocol.enrolment import EnrolmentKey
 from controlplane.protocol.envelope import Signed
@@ -61,10 +70,28 @@ class Capability(Message):
     enabled: bool = True
 
 
+class SecretMessage(Message):
+    """A message that carries a secret: an error about it never holds what was sent."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _mask_errors(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            lines = [
+                InitErrorDetails(type=line["type"], loc=line["loc"], input="***", ctx=line.get("ctx", {}))
+                for line in error.errors(include_url=False)
+            ]
+            raise ValidationError.from_exception_data(error.title, lines, hide_input=True) from None
+
+
 # --- enrolment ----------------------------------------------------------------------------------
 
 
-class RegisterRequest(Message):
+class RegisterRequest(SecretMessage):
     """`POST /register`, signed by the identity it names: a server redeems a registration key."""
 
     registration_key: EnrolmentKey
@@ -80,16 +107,16 @@ class RegisterRequest(Message):
     capabilities: tuple[Capability, ...] = Field(default=(), max_length=32)
 
 
-class RegisterResponse(Message):
+class RegisterResponse(SecretMessage):
     server_id: str
     name: str
-    verification_secret: str
+    verification_secret: str = Field(repr=False)
     """Shared with this server only; answers verification challenges."""
     broker_key: IdentityPublicKey
     addresses: tuple[IPInterface, ...]
 
 
-class AuthRequest(Message):
+class AuthRequest(SecretMessage):
     """`POST /auth`, signed by the identity it names: a device redeems a personal key."""
 
     personal_key: EnrolmentKey
@@ -108,7 +135,7 @@ class AuthResponse(Message):
     """When the personal key expires; None: never."""
 
 
-class LoginRequest(Message):
+class LoginRequest(SecretMessage):
     """`POST /admin/login`, signed by the identity it names: an administrator's machine redeems an
     admin key."""
 
@@ -251,11 +278,11 @@ class PersonalKeyRequest(Message):
     notes: Text = ""
 
 
-class InviteCreated(Message):
+class InviteCreated(SecretMessage):
     """A new enrolment key, shown this once."""
 
     key_id: str
-    invite: str
+    invite: str = Field(repr=False)
     expires_at: datetime | None
 
 

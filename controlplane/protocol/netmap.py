@@ -1,7 +1,10 @@
 """The netmap: all that a server or device is told, as a snapshot and the changes since. *Core.*
 
     netmap = apply_update(None, snapshot)          # since is None: the whole state
-    netmap = apply_update(netmap, change)          # since == netmap.revision: only what changed
+    netmap = apply_update(netmap, change)          # since <= netmap.revision: only what changed
+
+A change holds the present state of what changed after `since`, so one that begins earlier than the
+revision held may be applied too.
 
 Updates travel and are stored as `Signed` envelopes of context "netmap". A server's peers are devices,
 a device's peers are servers; both read the same types. `NetMap.peers` is updated in place, so a change
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from ipaddress import ip_network
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
@@ -59,6 +63,11 @@ class NetMapPeer(_Message):
     accept_from: tuple[IPNetwork, ...] = ()
     """Sources behind this peer that may open connections to the subject; its own addresses never."""
     connection_id: str = ""
+
+    @property
+    def own_networks(self) -> tuple[IPNetwork, ...]:
+        """The peer's own addresses, each as a network of one."""
+        return tuple(ip_network(address) for address in self.addresses)
 
     @field_validator("endpoint", mode="before")
     @classmethod
@@ -119,7 +128,7 @@ def apply_update(netmap: NetMap | None, update: NetMapUpdate) -> NetMap:
             update.interface,
             {peer.peer_id: peer for peer in update.peers},
         )
-    if netmap is None or update.since != netmap.revision:
+    if netmap is None or update.since > netmap.revision:
         held = "nothing" if netmap is None else f"revision {netmap.revision}"
         raise NetMapError(f"the change follows revision {update.since}, but {held} is held")
     for peer_id in update.removed:

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from controlplane.auth import BrokerDep
 from controlplane.protocol.messages import Status
-from controlplane.version import VERSION
+from controlplane.protocol.version import VERSION
 
 router = APIRouter(tags=["status"])
 

@@ -1,0 +1,1 @@
+"""`horizon server` and `horizon client`."""

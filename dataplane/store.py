@@ -1,0 +1,214 @@
+"""What an agent keeps on disk: who it is, and the netmap it was given. *Shell.*
+
+    STATE_DIR/agent.json      keys and enrolment; mode 0600, replaced atomically
+    STATE_DIR/netmap.jsonl    the signed updates since the last snapshot, one a line
+    STATE_DIR/ended.json      connections ended here that the broker has not heard of yet
+
+The netmap is kept as it was signed and verified again when it is read, so a changed file is noticed; a
+change is appended, so it costs O(change). What is damaged is put aside under another name and built
+anew: the netmap from the broker; lost keys only by joining again, which is what the error says.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from controlplane.client.broker import BrokerAddress, Signer
+from controlplane.client.files import ensure_private_directory, put_aside, write_private
+from controlplane.protocol.envelope import Signed, unseal
+from controlplane.protocol.errors import EnvelopeError, NetMapError, ProtocolError
+from controlplane.protocol.keys import IdentityKey, IdentityPublicKey, PrivateKey
+from controlplane.protocol.netmap import NETMAP_CONTEXT, NetMap, NetMapUpdate, apply_update
+from dataplane.errors import DataplaneError
+
+log = logging.getLogger(__name__)
+COMPACT_AFTER = 1000
+"""Changes kept before a snapshot is asked for, to make the file short again."""
+
+
+class NotJoined(DataplaneError):
+    """There is no enrolment here, or it is damaged."""
+
+    code = "not-joined"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentState:
+    """An agent's identity and enrolment."""
+
+    identity: IdentityKey
+    private_key: PrivateKey
+    broker: BrokerAddress
+    interface: str
+    backend: str
+    """auto, kernel or userspace."""
+    listen_port: int = 0
+    agent_id: str = ""
+    """The server's or device's id; empty until the broker has answered."""
+    name: str = ""
+    broker_key: IdentityPublicKey | None = None
+    verification_secret: str = field(default="", repr=False)
+
+    @property
+    def joined(self) -> bool:
+        return bool(self.agent_id) and self.broker_key is not None
+
+    @property
+    def signer(self) -> Signer:
+        return Signer(self.identity, self.agent_id)
+
+
+class Store:
+    """The files of one agent; see the module."""
+
+    def __init__(self, directory: Path, role: str) -> None:
+        self.directory = directory
+        self.role = role
+        """server or client: names the command that errors point to."""
+        self.state_path = directory / "agent.json"
+        self.netmap_path = directory / "netmap.jsonl"
+        self.ended_path = directory / "ended.json"
+        self._lines = 0
+
+    def load(self) -> AgentState:
+        """The enrolment. Raises `NotJoined`."""
+        state = self.peek()
+        if state is None or not state.joined:
+            raise NotJoined(f"this machine has not joined a broker: `horizon {self.role} join INVITE`")
+        return state
+
+    def peek(self) -> AgentState | None:
+        """The enrolment, also a begun one; None if there is none. A damaged file is put aside."""
+        try:
+            return _decode(json.loads(self.state_path.read_text()))
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            raise NotJoined(f"{str(self.state_path)!r} may not be read: run as root") from None
+        except (ValueError, KeyError, TypeError) as error:
+            aside = put_aside(self.state_path)
+            raise NotJoined(
+                f"{str(self.state_path)!r} is damaged ({type(error).__name__}; kept as {aside.name!r}) "
+                f"and its keys are lost: join again with a new invite, `horizon {self.role} join INVITE`"
+            ) from None
+
+    def save(self, state: AgentState) -> None:
+        ensure_private_directory(self.directory)
+        write_private(self.state_path, json.dumps(_encode(state), indent=1) + "\n")
+
+    def forget(self) -> None:
+        """Drop the netmap: another broker's, or from before joining anew."""
+        self.netmap_path.unlink(missing_ok=True)
+        self.ended_path.unlink(missing_ok=True)
+
+    # --- the netmap -------------------------------------------------------------------------
+
+    def load_netmap(self, state: AgentState) -> NetMap | None:
+        """The netmap as last saved, verified; None if there is none that holds.
+
+        A half-written last line is dropped. Anything else wrong puts the file aside.
+        """
+        try:
+            text = self.netmap_path.read_text()
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError as error:
+            self._damaged(error)
+            return None
+        *lines, rest = text.split("\n")
+        netmap: NetMap | None = None
+        try:
+            for line in lines:
+                netmap = apply_update(netmap, open_update(Signed.model_validate_json(line), state))
+        except (ProtocolError, ValidationError) as error:
+            self._damaged(error)
+            return None
+        if rest:
+            log.warning("%s ends in a half-written line: dropped", self.netmap_path)
+            write_private(self.netmap_path, "".join(f"{line}\n" for line in lines))
+        self._lines = len(lines)
+        return netmap
+
+    def save_update(self, signed: Signed, snapshot: bool) -> None:
+        """Keep an update that was applied: a snapshot replaces the file, a change is appended."""
+        line = signed.model_dump_json() + "\n"
+        if snapshot or not self._lines:
+            write_private(self.netmap_path, line)
+            self._lines = 1
+            return
+        with open(self.netmap_path, "a", opener=_private) as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._lines += 1
+
+    @property
+    def wants_snapshot(self) -> bool:
+        return self._lines > COMPACT_AFTER
+
+    def load_ended(self) -> set[str]:
+        """Ids of connections that the user ended while the broker was away."""
+        try:
+            return {str(connection_id) for connection_id in json.loads(self.ended_path.read_text())}
+        except FileNotFoundError:
+            return set()
+        except (ValueError, TypeError) as error:
+            log.error(
+                "%s is damaged (%s): put aside as %s", self.ended_path, error, put_aside(self.ended_path)
+            )
+            return set()
+
+    def save_ended(self, connection_ids: set[str]) -> None:
+        write_private(self.ended_path, json.dumps(sorted(connection_ids)) + "\n")
+
+    def _damaged(self, error: Exception) -> None:
+        aside = put_aside(self.netmap_path)
+        reason = str(error).splitlines()[0]
+        log.error("the saved netmap is damaged (%s): kept as %s, asking the broker anew", reason, aside)
+
+
+def open_update(signed: Signed, state: AgentState) -> NetMapUpdate:
+    """The update in an envelope, if our broker signed it for us."""
+    if state.broker_key is None:
+        raise EnvelopeError("this machine has not joined a broker whose netmap it could trust")
+    update = unseal(signed, NETMAP_CONTEXT, NetMapUpdate, trusted=state.broker_key)
+    if update.subject != state.agent_id:
+        raise NetMapError(f"the netmap is for {update.subject!r}, and this is {state.agent_id!r}")
+    return update
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _encode(state: AgentState) -> dict[str, Any]:
+    return {
+        "identity": state.identity.reveal(),
+        "private_key": state.private_key.reveal(),
+        "broker": asdict(state.broker),
+        "broker_key": str(state.broker_key) if state.broker_key else None,
+        "interface": state.interface,
+        "backend": state.backend,
+        "listen_port": state.listen_port,
+        "agent_id": state.agent_id,
+        "name": state.name,
+        "verification_secret": state.verification_secret,
+    }
+
+
+def _decode(data: dict[str, Any]) -> AgentState:
+    broker_key = data.pop("broker_key")
+    state = AgentState(
+        identity=IdentityKey.parse(data.pop("identity")),
+        private_key=PrivateKey.parse(data.pop("private_key")),
+        broker=BrokerAddress(**data.pop("broker")),
+        **data,
+    )
+    return replace(state, broker_key=IdentityPublicKey.parse(broker_key) if broker_key else None)
