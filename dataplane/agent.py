@@ -143,7 +143,9 @@ class Agent(ABC):
             try:
                 await self._settle()
                 since = None if self.netmap is None or self.store.wants_snapshot else self.netmap.revision
-                signed = await self.client.netmap(since, wait=WATCH_WAIT)
+                # Who has not heard the broker asks first, as a long-poll says nothing until it ends.
+                wait = WATCH_WAIT if self.broker.reachable else 0.0
+                signed = await self.client.netmap(since, wait)
                 self.broker.note(True, self.clock())
                 if self.revoked:
                     self.revoked = None

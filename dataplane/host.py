@@ -98,7 +98,7 @@ class Host:
             obstacle=obstacle,
             firewall=nft.observe(name),
             sysctls=self._sysctls(),
-            ipv6=read_sysctl(f"net/ipv6/conf/{name if link else 'default'}/disable_ipv6") == "0",
+            ipv6=_ipv6_disabled(name) == "0",
         )
 
     def peers(self, name: str) -> dict[PublicKey, PeerState]:
@@ -179,3 +179,10 @@ class Host:
             keys += [f"net/ipv6/conf/{n}/accept_ra" for n in sorted(self._links.router_advertised())]
         values = {key: read_sysctl(key) for key in keys}
         return {key: value for key, value in values.items() if value is not None}
+
+
+def _ipv6_disabled(name: str) -> str | None:
+    # An interface has no entry while it is not there, or its MTU is too small for IPv6.
+    return read_sysctl(f"net/ipv6/conf/{name}/disable_ipv6") or read_sysctl(
+        "net/ipv6/conf/default/disable_ipv6"
+    )

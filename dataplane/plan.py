@@ -74,11 +74,12 @@ def plan_peers(
     if state is None:
         raise ValueError(f"interface {observed.name!r} was not observed: plan everything")
     inside = _covered_by(state.addresses)
+    ipv6 = observed.ipv6 and state.mtu >= MIN_IPV6_MTU
     wanted: set[IPNetwork] = set()
     held: set[IPNetwork] = set()
     for key, spec in changes.items():
         if spec is not None:
-            wanted.update(_routed(spec.allowed_ips, inside, observed.ipv6))
+            wanted.update(_routed(spec.allowed_ips, inside, ipv6))
         if before := state.peers.get(key):
             held.update(before.allowed_ips)
     return (

@@ -99,7 +99,8 @@ class UserspaceBackend:
         try:
             answer = self._ask(name, [uapi.GET])
         except BackendError as error:
-            if error.errno in {errno.ENOENT, errno.ECONNREFUSED}:
+            # The last: the daemon is ending.
+            if error.errno in {errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET}:
                 return None
             raise
         uapi.check(answer)

@@ -6,6 +6,7 @@ what `hz-demo` made. `RUN/P.lock` is locked by the process that has the lab; the
 when that process ends, however it ends. So what a killed run left is told from what is running.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -56,8 +57,9 @@ class Ownership:
                     f"lab '{self.prefix}' is in use by process {owner}; end that first"
                 ) from None
             # The file may have been removed by its last owner between opening and locking it.
-            if self._path.exists() and os.path.samestat(os.fstat(file), self._path.stat()):
-                break
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), self._path.stat()):
+                    break
             os.close(file)
         os.truncate(file, 0)
         os.write(file, str(os.getpid()).encode())

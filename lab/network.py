@@ -246,9 +246,11 @@ class Lab:
     def _bridge(
         self, router: Host, name: str, bridge: str, subnet: Subnet, public_ipv4: str | None = None
     ) -> Network:
+        # An address of its own: else it changes with the ports, and hosts lose their router.
+        octets = subnet.ipv4[1].packed.hex(":")
         ip(
             [
-                f"link add {bridge} type bridge",
+                f"link add {bridge} address 02:00:{octets} type bridge",
                 f"address add {subnet.address4(1)}/{subnet.ipv4.prefixlen} dev {bridge}",
                 f"address add {subnet.address6(1)}/{subnet.ipv6.prefixlen} dev {bridge} nodad",
                 f"link set {bridge} up",

@@ -35,6 +35,11 @@ class WriterLock:
                 "commit it or roll it back"
             )
 
+    @property
+    def held(self) -> bool:
+        """Whether some connection writes now."""
+        return self._lock.locked()
+
     def release(self) -> None:
         """Let the next writer in; any thread may do so (pools move connections about)."""
         self._lock.release()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from controlplane.protocol.errors import SpecError
 from controlplane.protocol.wireguard import IPNetwork
 from dataplane.firewall import digest, needs_forwarding, render, table_name
-from dataplane.state import ClientFirewall, ServerFirewall
+from dataplane.state import ClientFirewall, FirewallSpec, ServerFirewall
 
 
 def networks(*texts: str) -> frozenset[IPNetwork]:
@@ -57,7 +57,7 @@ def test_the_rules_are_as_many_for_one_network_as_for_a_thousand() -> None:
 
 
 def test_the_digest_tells_tables_apart() -> None:
-    specs = [
+    specs: list[FirewallSpec] = [
         ServerFirewall("hz0"),
         ServerFirewall("hz0", client_to_client=True),
         ServerFirewall("hz1"),

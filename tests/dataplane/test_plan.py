@@ -270,8 +270,6 @@ def test_planning_some_peers_does_what_planning_all_does(
         key: table.get(key) for key in {*before.peers, *table} if before.peers.get(key) != table.get(key)
     }
     observed.interface.peers = Unwalkable(observed.interface.peers)
-    if before.mtu < 1280:
-        observed = replace(observed, ipv6=False)
     actions = plan_peers(changes, observed, NOW)
     for action in actions:
         kernel.apply(action)

@@ -3,6 +3,7 @@
 import gc
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,8 +44,12 @@ def test_other_failures_have_their_class(memory: Connection, tmp_path: Path) -> 
     with pytest.raises(dbapi.OperationalError):
         dbapi.connect(f"{tmp_path}/missing/x.db")
     (tmp_path / "text.db").write_text("no database " * 400)
-    with closing(dbapi.connect(str(tmp_path / "text.db"))) as connection, pytest.raises(dbapi.DatabaseError):
+    with (
+        closing(dbapi.connect(str(tmp_path / "text.db"))) as connection,
+        pytest.raises(dbapi.DatabaseError) as caught,
+    ):
         connection.cursor().execute("SELECT * FROM sqlite_schema")
+    assert caught.type is dbapi.DatabaseError
 
 
 def test_a_panic_of_the_wheel_is_an_internal_error_and_the_connection_lives(memory: Connection) -> None:
@@ -173,6 +178,32 @@ def test_autocommit_keeps_each_statement(memory: Connection) -> None:
     assert memory.cursor().execute("SELECT count(*) FROM t").fetchone() == (2,)
 
 
+class BusyOnce:
+    """A raw connection on which another process holds the file when the second row comes."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._rows = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def executemany(self, sql: str, rows: list[tuple[object, ...]]) -> Any:
+        for row in rows:
+            self._rows += 1
+            if self._rows == 2:
+                raise ValueError("database is locked")
+            cursor = self._raw.executemany(sql, [row])
+        return cursor
+
+
+def test_autocommit_repeats_no_row_when_it_tries_again(memory: Connection) -> None:
+    memory.isolation_level = "AUTOCOMMIT"
+    memory._raw = BusyOnce(memory._raw)
+    memory.cursor().executemany("INSERT INTO t(x) VALUES (?)", [("a",), ("b",), ("c",)])
+    assert memory.cursor().execute("SELECT x FROM t").fetchall() == [("a",), ("b",), ("c",)]
+
+
 @pytest.mark.parametrize("timeout", [-1.0, float("nan"), float("inf")])
 def test_a_timeout_out_of_range_is_refused(timeout: float) -> None:
     with pytest.raises(dbapi.InterfaceError, match=f"timeout {timeout}"):
@@ -180,10 +211,10 @@ def test_a_timeout_out_of_range_is_refused(timeout: float) -> None:
 
 
 def test_a_lost_connection_closes_itself(database: str) -> None:
-    connection = dbapi.connect(database)
-    connection.cursor().execute("INSERT INTO t VALUES (1, 'lost')")
-    del connection
-    gc.collect()
     with closing(dbapi.connect(database, timeout=0.0)) as other:
+        connection = dbapi.connect(database)
+        connection.cursor().execute("INSERT INTO t VALUES (1, 'lost')")
+        del connection
+        gc.collect()
         other.cursor().execute("INSERT INTO t VALUES (1, 'kept')")
         assert other.cursor().execute("SELECT x FROM t").fetchall() == [("kept",)]

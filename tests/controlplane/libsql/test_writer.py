@@ -104,12 +104,13 @@ def test_waiting_for_another_writer_does_not_stop_the_thread_that_commits(databa
     """The wheel's own wait would hold the GIL until its timeout, and this thread with it."""
     foreign = libsql.connect(database, timeout=0.0, isolation_level=None)
     foreign.execute("BEGIN IMMEDIATE")
+    lock = writer_lock(database, remote=False)
+    began = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(write, database, 1)
-        for _ in range(20):
-            threading.Event().wait(0.005)
-        assert not waiting.done()
-        began = time.monotonic()
+        while not lock.held:
+            assert time.monotonic() - began < 2
+            threading.Event().wait(0.001)
         foreign.execute("COMMIT")
         waiting.result(10)
         assert time.monotonic() - began < 2
@@ -165,6 +166,10 @@ def test_a_failed_begin_lets_the_next_writer_in(database: str) -> None:
 def test_a_savepoint_is_a_write_from_its_start(database: str) -> None:
     with closing(dbapi.connect(database)) as first:
         first.cursor().execute("SAVEPOINT a")
+        foreign = libsql.connect(database, timeout=0.0, isolation_level=None)
+        with pytest.raises(ValueError, match="locked"):
+            foreign.execute("BEGIN IMMEDIATE")
+        foreign.close()
         with pytest.raises(dbapi.BusyError):
             write(database, 1, timeout=0.0)
         first.cursor().execute("RELEASE a")
