@@ -39,7 +39,7 @@ def create_app(broker: Broker) -> FastAPI:
         yield
         broker.close()
 
-    app = FastAPI(title="Horizon broker", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Horizon broker", version=VERSION, lifespan=lifespan, openapi_url=None)
     app.state.broker = broker
     for module in (status, enrolment, servers, netmap, connections, admin):
         app.include_router(module.router, prefix=API)
@@ -92,7 +92,11 @@ async def _unforeseen(request: Request, error: Exception) -> Response:
 
 
 class BodyLimit:
-    """Refuses a request body above `MAX_BODY`, whether it declares its length or not."""
+    """Refuses a request body above `MAX_BODY`, whether it declares its length or not.
+
+    The body is read here: an error raised from `receive` would reach the framework, which calls any
+    failure to read a body a 400.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -106,14 +110,19 @@ class BodyLimit:
         if not length.isdigit() or int(length) > MAX_BODY:
             await respond(problem_of(error))(scope, receive, send)
             return
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
+        body, more = bytearray(), True
+        while more:
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > MAX_BODY:
-                raise error
-            return message
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > MAX_BODY:
+                await respond(problem_of(error))(scope, receive, send)
+                return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        await self._app(scope, limited, send)
+        async def read() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self._app(scope, read, send)

@@ -166,6 +166,7 @@ class Peer(SQLModel, table=True):
         Index("idx_peers_server_revision", "server_id", "server_revision"),
         Index("idx_peers_device_revision", "device_id", "device_revision"),
         Index("idx_peers_server_removed", "server_id", "removed_at"),
+        Index("idx_peers_connection_id", "connection_id"),
     )
 
     peer_id: int | None = Field(default=None, primary_key=True)

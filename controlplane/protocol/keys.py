@@ -55,7 +55,8 @@ class _Key:
 
     @classmethod
     def _quote(cls, text: str) -> str:
-        return repr(text[:60])
+        # What was meant for another field may be a secret: no more than an enrolment key's public part.
+        return repr(text if len(text) <= 16 else text[:16] + "…")
 
     def __bytes__(self) -> bytes:
         return self._raw

@@ -27,6 +27,7 @@ from controlplane.protocol.wireguard import (
     IPAddress,
     IPInterface,
     IPNetwork,
+    check_unscoped,
 )
 
 NETMAP_CONTEXT = "netmap"
@@ -44,6 +45,12 @@ class NetMapInterface(_Message):
     mtu: int = DEFAULT_MTU
     client_to_client: bool = False
     """On a server: whether it forwards between its peers."""
+
+    @field_validator("addresses")
+    @classmethod
+    def _check_unscoped(cls, value: tuple[IPInterface, ...]) -> tuple[IPInterface, ...]:
+        check_unscoped(value)
+        return value
 
 
 class NetMapPeer(_Message):
@@ -73,6 +80,12 @@ class NetMapPeer(_Message):
     @classmethod
     def _parse_endpoint(cls, value: object) -> object:
         return Endpoint.parse(value) if isinstance(value, str) else value
+
+    @field_validator("addresses", "allowed_ips", "accept_from")
+    @classmethod
+    def _check_unscoped(cls, value: tuple[IPAddress | IPNetwork, ...]) -> tuple[IPAddress | IPNetwork, ...]:
+        check_unscoped(value)
+        return value
 
     @field_serializer("endpoint")
     def _write_endpoint(self, value: Endpoint | None) -> str | None:

@@ -44,6 +44,19 @@ def check_interface_name(name: str) -> str:
     return name
 
 
+def check_unscoped(items: Iterable[IPAddress | IPInterface | IPNetwork]) -> None:
+    """Refuse IPv6 scope ids with `SpecError`: WireGuard takes none in its addresses.
+
+    `ipaddress` accepts any text after the %, also what nft or a shell would obey.
+    """
+    for item in items:
+        address = getattr(item, "network_address", item)
+        if getattr(address, "scope_id", None) is not None:
+            raise SpecError(
+                f"{str(item)!r} has a scope id, which WireGuard does not take: end it before the %"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a peer's UDP port is: an address or a name, and a port."""
