@@ -7,7 +7,7 @@ proves its possession.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
@@ -42,7 +42,7 @@ class Principal:
     name: str
 
 
-def get_broker(request: Request) -> Broker:
+async def get_broker(request: Request) -> Broker:
     broker: Broker = request.app.state.broker
     return broker
 
@@ -139,10 +139,10 @@ def _find(session: Session, key_id: str) -> _Signer | None:
     return _Signer(Principal(role, key_id, name), IdentityPublicKey.parse(identity), revoked)
 
 
-def require(*roles: Role) -> Callable[[Principal], Principal]:
+def require(*roles: Role) -> Callable[[Principal], Awaitable[Principal]]:
     """A dependency: the signer, if it has one of `roles`."""
 
-    def check(signer: Annotated[Principal, Depends(principal)]) -> Principal:
+    async def check(signer: Annotated[Principal, Depends(principal)]) -> Principal:
         if signer.role not in roles:
             wanted = " or ".join(role.value for role in roles)
             raise Forbidden(f"only a {wanted} may do this, not {signer.role.value} {signer.name!r}")

@@ -103,7 +103,7 @@ def _signing_key(path: Path) -> IdentityKey:
         log.info("made the broker's signing key %s", key.public_key)
         return key
     try:
-        return IdentityKey.parse(path.read_text().strip())
+        return IdentityKey.parse(path.read_bytes().decode(errors="replace").strip())
     except KeyFormatError as error:
         raise StartError(
             f"{str(path)!r} is damaged ({error}): restore it from a backup. With a new key every "
@@ -117,9 +117,13 @@ def _pools(database: Database, config: BrokerConfig) -> ipam.Pools:
         ipv4 = IPv4Network(setting(session, "ipv4_pool", lambda: str(config.ipv4_pool)))
         prefix = int(setting(session, "ipv4_prefix", lambda: str(config.ipv4_prefix)))
         ipv6 = IPv6Network(setting(session, "ipv6_pool", lambda: str(ipam.random_ula())))
+        try:  # before the commit, so that a bad pool is not kept
+            pools = ipam.Pools(ipv4, prefix, ipv6)
+        except ValueError as error:
+            raise StartError(f"{error}: give another --ipv4-pool or --ipv4-prefix") from None
     if (ipv4, prefix) != (config.ipv4_pool, config.ipv4_prefix):
         log.warning("keeping address pool %s with /%d per server, as first set", ipv4, prefix)
-    return ipam.Pools(ipv4, prefix, ipv6)
+    return pools
 
 
 def outward_address() -> str:

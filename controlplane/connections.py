@@ -48,6 +48,8 @@ def connect(
     broker: Broker, session: Session, device: Device, request: ConnectRequest, client_ip: str
 ) -> Opened:
     """Record a device's intent and give it a peer on the server."""
+    if device.status == "revoked":  # since its signature was verified
+        raise Revoked(f"device {device.device_name!r} was revoked")
     server = find_server(session, request.server)
     if server.status == "revoked":
         raise Revoked(f"server {server.hostname!r} was revoked: choose another")

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy
-from sqlalchemy import Engine, event, update
+from sqlalchemy import URL, Engine, event, exc, update
 from sqlmodel import Session, SQLModel, select
 
 from controlplane import models
+from controlplane.errors import StartError
 from controlplane.libsql import DriverUnavailable, apply_pragmas, begin_immediate, begin_snapshot
 
 log = logging.getLogger(__name__)
@@ -23,15 +24,30 @@ _CHANGED = "changed_subjects"
 
 
 def create_engine(url: str) -> Engine:
-    """The engine for a database URL, with its tables made if they lack."""
+    """The engine for a database URL, with its tables made if they lack. Raises `StartError`."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except exc.ArgumentError:  # not quoted, as it may hold a password
+        raise StartError(
+            "the database URL cannot be read: write sqlite+libsql:///FILE or sqlite+libsql://:TOKEN@HOST:PORT"
+        ) from None
+    try:
+        engine = _engine(parsed)
+        SQLModel.metadata.create_all(engine)
+    except (exc.SQLAlchemyError, ImportError) as error:
+        reason = getattr(error, "orig", None) or error.args[0]
+        raise StartError(f"cannot use the database {str(parsed)!r} (DATABASE_URL): {reason}") from None
+    return engine
+
+
+def _engine(url: URL) -> Engine:
     try:
         engine = sqlalchemy.create_engine(url)
     except DriverUnavailable as error:
         log.warning("%s: using the standard library's SQLite", error)
-        engine = sqlalchemy.create_engine(url.replace("sqlite+libsql", "sqlite", 1))
+        engine = sqlalchemy.create_engine(url.set(drivername="sqlite"))
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", apply_pragmas)
-    SQLModel.metadata.create_all(engine)
     return engine
 
 

@@ -128,8 +128,8 @@ def register(broker: Broker, session: Session, request: RegisterRequest, public_
     key = _find_key(session, request.registration_key, InviteKind.server)
     server = session.exec(select(Server).where(Server.identity == str(request.identity))).first()
     if server is None:
-        _check_names(session, request)
         _take_use(broker, session, key)
+        _check_names(session, request)
         server = _new_server(broker, session, request, public_ip, key)
     elif server.registration_key_id != key.key_id:
         raise KeyInUse(f"this server is registered as {server.hostname!r} with another key already")

@@ -12,6 +12,7 @@ from sqlmodel import Session, col, select
 from controlplane.broker import Broker
 from controlplane.connections import find_server, is_online
 from controlplane.db import next_revision, touch
+from controlplane.errors import Revoked
 from controlplane.ipam import SERVER_HOST
 from controlplane.models import Connection, Device, Peer, Server, ServerCapability
 from controlplane.models import Heartbeat as HeartbeatRow
@@ -77,6 +78,8 @@ def heartbeat(broker: Broker, session: Session, server_id: str, beat: Heartbeat)
     """Record that a server lives, and what it saw of its peers since it last said so."""
     now = broker.now()
     server = session.get_one(Server, server_id)
+    if server.status == "revoked":  # since its signature was verified
+        raise Revoked(f"server {server.hostname!r} was revoked")
     server.last_heartbeat = now
     server.version = beat.version
     server.status = "active"

@@ -37,6 +37,8 @@ WATCH_WAIT = 50.0
 """Seconds of a long-poll."""
 TICK = 30.0
 """Seconds between full reconciliations, and between heartbeats (specification)."""
+SETTLE = 0.25
+"""Seconds after a change until the host is looked at again: whoever waits for the change goes first."""
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ class Agent(ABC):
         self._lock = asyncio.Lock()
         self._settled = False
         self._stop = asyncio.Event()
+        self._look = asyncio.Event()
 
     # --- what servers and clients do differently --------------------------------------------
 
@@ -164,7 +167,17 @@ class Agent(ABC):
                 await self.tick()
             except (BrokerUnreachable, ProblemError, ProtocolError, DataplaneError) as error:
                 await self._note(error)
-            await asyncio.sleep(TICK)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until the next tick, or until shortly after a change that left the host unknown."""
+        try:
+            async with asyncio.timeout(TICK):
+                await self._look.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(SETTLE)
+        self._look.clear()
 
     async def _note(self, error: Exception) -> None:
         """Remember what went wrong; say it once."""
@@ -227,9 +240,9 @@ class Agent(ABC):
                     self._settled = False
                 else:
                     return
-        await self._reconcile()
+        await self._reconcile(look=not self._settled)
 
-    async def _reconcile(self) -> None:
+    async def _reconcile(self, *, look: bool = True) -> None:
         """Bring everything to what is desired; hold the lock.
 
         Who has no netmap yet knows of nothing to change, and leaves alone what an earlier run made.
@@ -239,9 +252,11 @@ class Agent(ABC):
             return
         reconciler = self._need_reconciler()
         self._settled = False
-        await self._on_host(lambda: reconciler.reconcile(self._desire))
+        await self._on_host(lambda: reconciler.reconcile(self._desire, look=look))
         self._settled = True
         self.trouble = None
+        if reconciler.stale:
+            self._look.set()
 
     def _desire(self, peers: Mapping[PublicKey, PeerState], now: float) -> Desired:
         if self.revoked or self.netmap is None:

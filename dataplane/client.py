@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from controlplane.protocol.envelope import Signed
 from controlplane.protocol.errors import BrokerUnreachable, ProblemError
 from controlplane.protocol.keys import PublicKey
 from controlplane.protocol.messages import ConnectRequest
@@ -39,6 +40,7 @@ class ClientAgent(Agent):
         super().__init__(*args, **options)
         self._ended = self.store.load_ended()
         self._addresses: dict[Endpoint, Endpoint] = {}
+        self._connecting = asyncio.Lock()
 
     def desire(self, netmap: NetMap, peers: Mapping[PublicKey, PeerState], now: float) -> Desired:
         return client_desired(self.own, netmap, peers, now, self._resolve, self._ended)
@@ -47,6 +49,15 @@ class ClientAgent(Agent):
         self, changes: Mapping[PublicKey, NetMapPeer | None], peers: Mapping[PublicKey, PeerState]
     ) -> None:
         """A client's addresses, routes and firewall follow its few peers: look at everything."""
+
+    async def accept(self, signed: Signed) -> None:
+        """As every agent, but nothing that the watch hears while a connect is under way.
+
+        A handshake that comes before the server has the peer is lost, and WireGuard's next is 5 s
+        later (REKEY_TIMEOUT); the broker answers a connect when the peer is in place.
+        """
+        async with self._connecting:
+            await super().accept(signed)
 
     async def tick(self) -> None:
         """Tell the broker of connections that ended while it was away."""
@@ -73,14 +84,18 @@ class ClientAgent(Agent):
     async def connect(self, server: str) -> dict[str, Any]:
         """Connect and wait for the handshake. Raises `ProblemError` as the broker refuses,
         `BrokerUnreachable`, or `NoHandshake`."""
-        started = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        times = [clock()]
         try:
             request = ConnectRequest(server=server, since=self.netmap.revision if self.netmap else None)
-            response = await self.client.connect(request)
+            async with self._connecting:
+                response = await self.client.connect(request)
+            times.append(clock())
         except BrokerUnreachable:
             peer = self._authorised(server)
             if peer is None:
                 raise
+            times.append(clock())
             log.warning("broker away: connecting to %s by the authorisation at hand", peer.name)
         else:
             await self.accept(response.netmap)
@@ -90,8 +105,9 @@ class ClientAgent(Agent):
         if peer.connection_id in self._ended:
             self._remember_ended(self._ended - {peer.connection_id})
             await self._bring_now()
+        times.append(clock())
         await self._await_handshake(peer)
-        taken = asyncio.get_running_loop().time() - started
+        times.append(clock())
         netmap = self.netmap
         return {
             "server": peer.name,
@@ -100,7 +116,11 @@ class ClientAgent(Agent):
             "addresses": [str(address) for address in netmap.interface.addresses] if netmap else [],
             "server_addresses": [str(address) for address in peer.addresses],
             "authorized_until": peer.authorized_until.isoformat(),
-            "seconds": round(taken, 4),
+            "seconds": round(times[-1] - times[0], 4),
+            "steps": {
+                step: round(end - start, 4)
+                for step, start, end in zip(("broker", "host", "handshake"), times, times[1:], strict=False)
+            },
         }
 
     async def disconnect(self, server: str | None) -> list[dict[str, Any]]:
@@ -136,7 +156,7 @@ class ClientAgent(Agent):
 
     async def _bring_now(self) -> None:
         async with self._lock:
-            await self._reconcile()
+            await self._reconcile(look=not self._settled)
 
     def _find(self, server: str) -> NetMapPeer | None:
         peers = self.netmap.peers.values() if self.netmap else ()

@@ -38,7 +38,7 @@ from dataplane.errors import BackendError, NoBackend
 from dataplane.firewall import FORWARDING
 from dataplane.kernel import KernelBackend
 from dataplane.links import Link, Links, read_sysctl, write_sysctl
-from dataplane.state import ALIAS_PREFIX, DeviceState, HostState, InterfaceState, Obstacle, PeerState
+from dataplane.state import ALIAS_PREFIX, DeviceState, FirewallSpec, HostState, InterfaceState, Obstacle, PeerState
 from dataplane.userspace import UserspaceBackend
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Host:
         self._links = Links()
         self._kernel = KernelBackend(self._links)
         self._userspace = UserspaceBackend(self._links)
+        self._unsealed: FirewallSpec | None = None
 
     def close(self) -> None:
         """Close the sockets; interfaces, routes and tables stay."""
@@ -73,6 +74,9 @@ class Host:
 
     def observe(self, name: str) -> HostState:
         """Everything on the host that concerns this interface name."""
+        if self._unsealed is not None:
+            nft.seal(self._unsealed)
+            self._unsealed = None
         link = self._links.get(name)
         backend, device = self._device(name, link)
         interface, obstacle = None, None
@@ -135,6 +139,7 @@ class Host:
                 write_sysctl(key, value)
             case ReplaceFirewall(spec):
                 nft.replace(spec)
+                self._unsealed = spec
             case RemoveFirewall(name):
                 nft.remove(name)
             case _:

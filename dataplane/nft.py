@@ -1,11 +1,13 @@
 """Our nftables table on the host: put in place, look, remove. *Shell.*
 
-The table's comment holds two digests: of the text it was made from, and of how `nft` lists it. A rule
-deleted or a set flushed by hand changes the second, so an altered table is seen as such.
+The table's comment holds a digest of the text it was made from and, once it is sealed, one of how `nft`
+lists it. A rule deleted or a set flushed by hand changes the second, so an altered table is seen as
+such. Sealing waits until the table is looked at: nobody's connection waits for it.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 
@@ -18,11 +20,16 @@ _COMMENT = re.compile(r'^\tcomment "horizon (\w+) ?(\w*)"\n', re.MULTILINE)
 
 def replace(spec: FirewallSpec) -> None:
     """Put the table in place in one transaction; packets meet the old or the new one."""
-    text = digest(spec)
-    _nft("-f", "-", script=render(spec, f"horizon {text}"))
+    _nft("-f", "-", script=render(spec, f"horizon {digest(spec)}"))
+
+
+def seal(spec: FirewallSpec) -> None:
+    """Note in the table, as it is now, how `nft` words it; known only once it is there."""
     listed = _list(spec.interface)
-    # How nft words it is known only now; the same rules once more, with the complete comment.
-    _nft("-f", "-", script=render(spec, f"horizon {text} {_listing_digest(listed or '')}"))
+    comment = _COMMENT.search(listed or "")
+    if listed and comment and comment[1] == digest(spec):
+        sealed = f"horizon {comment[1]} {_listing_digest(listed)}"
+        _nft("-f", "-", script=render(spec, sealed))
 
 
 def observe(interface: str) -> str | None:
@@ -31,7 +38,7 @@ def observe(interface: str) -> str | None:
     if listed is None:
         return None
     comment = _COMMENT.search(listed)
-    if comment is None or comment[2] != _listing_digest(listed):
+    if comment is None or comment[2] not in {"", _listing_digest(listed)}:
         return ""
     return comment[1]
 
@@ -43,11 +50,12 @@ def remove(interface: str) -> None:
 
 
 def _list(interface: str) -> str | None:
-    # By one listing of names first: to list a table that lacks is an error like any other.
-    name = table_name(interface)
-    if f"table inet {name}" not in _nft("list", "tables", "inet").splitlines():
-        return None
-    return _nft("--stateless", "list", "table", "inet", name)
+    try:
+        return _nft("--stateless", "list", "table", "inet", table_name(interface))
+    except BackendError as error:
+        if "No such file or directory" in error.message:
+            return None
+        raise
 
 
 def _listing_digest(listed: str) -> str:
@@ -57,7 +65,13 @@ def _listing_digest(listed: str) -> str:
 def _nft(*arguments: str, script: str | None = None) -> str:
     try:
         done = subprocess.run(
-            ["nft", *arguments], input=script, capture_output=True, text=True, check=False, timeout=30
+            ["nft", *arguments],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+            env={**os.environ, "LC_ALL": "C"},
         )
     except FileNotFoundError:
         raise BackendError("there is no 'nft' command: install the package 'nftables'") from None

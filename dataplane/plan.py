@@ -89,11 +89,14 @@ def plan_peers(
     )
 
 
-def record(observed: HostState, actions: Iterable[Action]) -> None:
-    """Change `observed` as these actions of `plan_peers`, once applied, changed the host."""
+def record(observed: HostState, actions: Iterable[Action]) -> bool:
+    """Change `observed` as these actions, once applied, changed the host.
+
+    False where that cannot be told from the actions alone: `observed` holds no more, observe again.
+    """
     state = observed.interface
     if state is None:
-        raise ValueError(f"interface {observed.name!r} was not observed: observe it")
+        return False
     for action in actions:
         match action:
             case SetPeers(changes=changes):
@@ -103,8 +106,13 @@ def record(observed: HostState, actions: Iterable[Action]) -> None:
                 state.routes.add(network)
             case RemoveRoute(network=network):
                 state.routes.discard(network)
+            case AddAddress(address=address):
+                state.addresses |= {address}
+            case ReplaceFirewall(spec=spec):
+                observed.firewall = digest(spec)
             case _:
-                raise ValueError(f"'{action}' changes more than peers: observe again")
+                return False
+    return True
 
 
 def ours(state: InterfaceState, public_key: PublicKey | None) -> bool:

@@ -40,14 +40,21 @@ class Reconciler:
         self._clock = clock
         self._observed: HostState | None = None
 
-    def reconcile(self, desire: Callable[[Mapping[PublicKey, PeerState], float], Desired]) -> int:
-        """Bring everything to what `desire(peers observed, now)` says; the number of actions."""
-        observed = self._host.observe(self._name)
+    def reconcile(
+        self, desire: Callable[[Mapping[PublicKey, PeerState], float], Desired], *, look: bool = True
+    ) -> int:
+        """Bring everything to what `desire(peers observed, now)` says; the number of actions.
+
+        Without `look` what was last known of the host is trusted: for a change that somebody waits
+        for. Look soon after.
+        """
+        observed = self._observed
+        if observed is None or look:
+            observed = self._host.observe(self._name)
         now = self._clock()
         peers = observed.interface.peers if observed.interface else {}
         actions = plan(desire(peers, now), observed, now)
-        self._apply(actions)
-        self._observed = self._host.observe(self._name) if actions else observed
+        self._carry_out(actions, observed)
         return len(actions)
 
     def reconcile_peers(self, changes: Mapping[PublicKey, PeerSpec | None]) -> int:
@@ -55,8 +62,7 @@ class Reconciler:
         if self._observed is None or self._observed.interface is None:
             raise ValueError("reconcile everything first")
         actions = plan_peers(changes, self._observed, self._clock())
-        self._apply(actions)
-        record(self._observed, actions)
+        self._carry_out(actions, self._observed)
         return len(actions)
 
     def observe(self) -> InterfaceState | None:
@@ -79,14 +85,18 @@ class Reconciler:
 
     @property
     def ready(self) -> bool:
-        """Whether single peers can be changed: the interface was there when last seen."""
+        """Whether the interface is known as it is, so that single peers can be changed."""
         return self._observed is not None and self._observed.interface is not None
 
-    def _apply(self, actions: tuple[Action, ...]) -> None:
-        try:
-            for action in actions:
-                log.info("[#] %s", action)
-                self._host.apply(action)
-        except Exception:
-            self._observed = None
-            raise
+    @property
+    def stale(self) -> bool:
+        """Whether a change left the host unknown: look again."""
+        return self._observed is None
+
+    def _carry_out(self, actions: tuple[Action, ...], observed: HostState) -> None:
+        self._observed = None
+        for action in actions:
+            log.info("[#] %s", action)
+            self._host.apply(action)
+        if record(observed, actions):
+            self._observed = observed

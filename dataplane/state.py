@@ -91,7 +91,7 @@ class Obstacle:
     """Whether its alias says that it is ours: what is left of a userspace interface."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HostState:
     """Everything on the host that concerns the interface `name`; at most one of interface and
     obstacle is set."""

@@ -13,7 +13,7 @@ import uvicorn
 from sqlmodel import select
 
 from controlplane.app import create_app
-from controlplane.broker import Broker, open_broker
+from controlplane.broker import SIGNING_KEY, Broker, open_broker
 from controlplane.client.console import CommandError, add_json, print_json
 from controlplane.config import DEFAULT_IPV4_POOL, BrokerConfig
 from controlplane.enrolment import create_admin_key, ensure_owner
@@ -87,7 +87,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def run_broker(options: argparse.Namespace) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
+    )
     listen = Endpoint.parse(options.listen, DEFAULT_PORT)
     config = BrokerConfig(
         data_dir=options.data_dir,
@@ -131,22 +133,24 @@ def serve(broker: Broker, verbose: bool = False) -> None:
 
 def listening_socket(host: str, port: int) -> socket.socket:
     """A listening TCP socket; `::` takes IPv4 too, and is `0.0.0.0` where there is no IPv6."""
+    dual_stack = host == "::" and socket.has_dualstack_ipv6()
+    if host == "::" and not dual_stack:
+        host = "0.0.0.0"  # noqa: S104  (asked for: all addresses)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        if host == "::" and socket.has_dualstack_ipv6():
-            return socket.create_server(
-                (host, port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=2048
-            )
-        host = "0.0.0.0" if host == "::" else host  # noqa: S104  (asked for: all addresses)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listening = socket.create_server((host, port), family=family, dualstack_ipv6=dual_stack, backlog=2048)
     except OSError as error:
         raise StartError(
             f"cannot listen on {Endpoint(host, port)}: {error.strerror}; choose another with --listen"
         ) from None
+    # asyncio sees a socket made here as protocol 0 and sets no TCP_NODELAY on what it accepts: an answer
+    # of two segments would then wait 40 ms for a delayed acknowledgement. Linux hands this one down.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def print_invite(options: argparse.Namespace) -> int:
-    if not options.data_dir.is_dir():
+    if not (options.data_dir / SIGNING_KEY).exists():  # else a broker would be made here, by this user
         raise CommandError(
             f"no broker in {str(options.data_dir)!r}: give --data-dir, or start one with `horizon broker run`"
         )

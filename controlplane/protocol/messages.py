@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -237,7 +238,7 @@ class PeerReport(Message):
     """What a server observed of one peer since it last said so."""
 
     peer_id: str
-    latest_handshake: datetime | None
+    latest_handshake: AwareDatetime | None
     received: int = Field(ge=0)
     """Bytes, from the peer."""
     sent: int = Field(ge=0)

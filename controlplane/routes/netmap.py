@@ -32,7 +32,7 @@ async def netmap(
     From a server, `since` also acknowledges: what it names is in place.
     """
     if signer.role is Role.server and since is not None:
-        broker.applied.acknowledge(signer.id, since)
+        await run_in_threadpool(_acknowledge, broker, signer.id, since)
     elif signer.role is Role.device:
         await run_in_threadpool(_renew, broker, signer.id)
     deadline = asyncio.get_running_loop().time() + wait
@@ -54,6 +54,13 @@ def read_update(broker: Broker, signer: Principal, since: int | None) -> Signed 
         if signer.role is Role.server:
             return server_update(broker, session, session.get_one(Server, signer.id), since)
         return device_update(broker, session, session.get_one(Device, signer.id), since)
+
+
+def _acknowledge(broker: Broker, server_id: str, since: int) -> None:
+    """Note what a server has in place; a revision never given out is of a database that is lost."""
+    with broker.database.read() as session:
+        if since <= session.get_one(Server, server_id).revision:
+            broker.applied.acknowledge(server_id, since)
 
 
 def _renew(broker: Broker, device_id: str) -> None:
