@@ -1,15 +1,10 @@
 """The one command, `horizon`: a thin dispatcher to the roles. *Shell.*
 
-Each role's module is imported only when it is asked for, so `horizon client connect` starts in the time
-of a small script, and a server node needs nothing of the broker.
+Each role's module is imported only when it is asked for, so a server node needs nothing of the broker;
+and here nothing is imported at the top, because a person waits for `horizon client connect`.
 """
 
-from __future__ import annotations
-
-import argparse
-import importlib
 import sys
-from collections.abc import Sequence
 
 ROLES = {
     "broker": ("controlplane.cli.broker", "the broker: hands out keys and netmaps"),
@@ -19,11 +14,17 @@ ROLES = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run `horizon ROLE …` and give the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:2] == ["client", "connect"]:
+        from controlplane.client.ahead import send_connect
+
+        send_connect(words[2:])
     if words and words[0] in ROLES:
         return _run(words[0], words[1:])
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="horizon",
         description="Self-hosted WireGuard orchestration: VPN and LAN between people, run by you.",
@@ -37,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _run(role: str, words: Sequence[str]) -> int:
+def _run(role: str, words: list[str]) -> int:
+    import argparse
+    import importlib
+
     module, text = ROLES[role]
     try:
         commands = importlib.import_module(module)

@@ -21,8 +21,8 @@ from controlplane.broker import Broker
 from controlplane.errors import BodyTooLarge, BrokerError, problem_of
 from controlplane.protocol.errors import PROBLEM_MEDIA_TYPE, Problem, ProtocolError
 from controlplane.protocol.messages import API, MAX_BODY
-from controlplane.routes import admin, connections, enrolment, netmap, servers, status
 from controlplane.protocol.version import VERSION
+from controlplane.routes import admin, connections, enrolment, netmap, servers, status
 
 log = logging.getLogger(__name__)
 _SECRET_FIELDS = {"registration_key", "personal_key", "admin_key"}
@@ -39,7 +39,13 @@ def create_app(broker: Broker) -> FastAPI:
         yield
         broker.close()
 
-    app = FastAPI(title="Horizon broker", version=VERSION, lifespan=lifespan, openapi_url=None)
+    app = FastAPI(
+        title="Horizon broker",
+        version=VERSION,
+        lifespan=lifespan,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
     app.state.broker = broker
     for module in (status, enrolment, servers, netmap, connections, admin):
         app.include_router(module.router, prefix=API)

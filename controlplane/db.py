@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy
-from sqlalchemy import URL, Engine, event, exc, update
+from sqlalchemy import URL, Engine, event, exc, text
 from sqlmodel import Session, SQLModel, select
 
 from controlplane import models
@@ -21,6 +21,7 @@ from controlplane.libsql import DriverUnavailable, apply_pragmas, begin_immediat
 
 log = logging.getLogger(__name__)
 _CHANGED = "changed_subjects"
+_NEXT_REVISION = text("UPDATE revision SET value = value + 1 WHERE id = 1 RETURNING value")
 
 
 def create_engine(url: str) -> Engine:
@@ -88,13 +89,7 @@ class Database:
 
 def next_revision(session: Session) -> int:
     """The next revision, unique and in commit order: the counter's row is held until commit."""
-    statement = (
-        update(models.Revision)
-        .where(models.Revision.id == 1)  # type: ignore[arg-type]
-        .values(value=models.Revision.value + 1)
-        .returning(models.Revision.value)  # type: ignore[call-overload]
-    )
-    return int(session.execute(statement).scalar_one())
+    return int(session.connection().execute(_NEXT_REVISION).scalar_one())
 
 
 def touch(session: Session, *subjects: str) -> None:

@@ -189,8 +189,11 @@ class Agent(ABC):
             if self.revoked is None:
                 log.error("%s", error)
                 self.revoked = str(error)
-                async with self._lock:
-                    await self._reconcile()
+                try:
+                    async with self._lock:
+                        await self._reconcile()
+                except DataplaneError as refused:
+                    await self._note(refused)
         elif isinstance(error, DataplaneError):
             if str(error) != self.trouble:
                 log.error("%s", error)
@@ -246,6 +249,7 @@ class Agent(ABC):
         """Bring everything to what is desired; hold the lock.
 
         Who has no netmap yet knows of nothing to change, and leaves alone what an earlier run made.
+        Who is ending changes nothing any more: whatever waited while `down` worked would undo it.
         """
         if self.netmap is None and not self.revoked:
             self._settled = True
@@ -275,7 +279,7 @@ class Agent(ABC):
         async with self._lock:
             await self._on_host(lambda: reconciler.reconcile(lambda peers, now: Desired()))
             self._settled = False
-        self.stop()
+            self.stop()
 
     async def observe(self) -> InterfaceState | None:
         reconciler = self._need_reconciler()

@@ -38,7 +38,15 @@ from dataplane.errors import BackendError, NoBackend
 from dataplane.firewall import FORWARDING
 from dataplane.kernel import KernelBackend
 from dataplane.links import Link, Links, read_sysctl, write_sysctl
-from dataplane.state import ALIAS_PREFIX, DeviceState, FirewallSpec, HostState, InterfaceState, Obstacle, PeerState
+from dataplane.state import (
+    ALIAS_PREFIX,
+    DeviceState,
+    FirewallSpec,
+    HostState,
+    InterfaceState,
+    Obstacle,
+    PeerState,
+)
 from dataplane.userspace import UserspaceBackend
 
 log = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ from controlplane.protocol.messages import (
     RegisterRequest,
     RegisterResponse,
 )
-from controlplane.protocol.wireguard import Endpoint
 from controlplane.protocol.version import VERSION
+from controlplane.protocol.wireguard import Endpoint
 from dataplane.errors import DataplaneError
 from dataplane.store import AgentState, Store
 

@@ -7,12 +7,11 @@ such. Sealing waits until the table is looked at: nobody's connection waits for 
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 
 from dataplane.errors import BackendError, NotPermitted
 from dataplane.firewall import digest, render, table_name, text_digest
+from dataplane.libnftables import run_commands
 from dataplane.state import FirewallSpec
 
 _COMMENT = re.compile(r'^\tcomment "horizon (\w+) ?(\w*)"\n', re.MULTILINE)
@@ -20,7 +19,7 @@ _COMMENT = re.compile(r'^\tcomment "horizon (\w+) ?(\w*)"\n', re.MULTILINE)
 
 def replace(spec: FirewallSpec) -> None:
     """Put the table in place in one transaction; packets meet the old or the new one."""
-    _nft("-f", "-", script=render(spec, f"horizon {digest(spec)}"))
+    _nft(render(spec, f"horizon {digest(spec)}"))
 
 
 def seal(spec: FirewallSpec) -> None:
@@ -29,7 +28,7 @@ def seal(spec: FirewallSpec) -> None:
     comment = _COMMENT.search(listed or "")
     if listed and comment and comment[1] == digest(spec):
         sealed = f"horizon {comment[1]} {_listing_digest(listed)}"
-        _nft("-f", "-", script=render(spec, sealed))
+        _nft(render(spec, sealed))
 
 
 def observe(interface: str) -> str | None:
@@ -46,12 +45,12 @@ def observe(interface: str) -> str | None:
 def remove(interface: str) -> None:
     """Remove the table, if it is there."""
     table = f"table inet {table_name(interface)}"
-    _nft("-f", "-", script=f"{table}\ndelete {table}\n")
+    _nft(f"{table}\ndelete {table}\n")
 
 
 def _list(interface: str) -> str | None:
     try:
-        return _nft("--stateless", "list", "table", "inet", table_name(interface))
+        return _nft(f"list table inet {table_name(interface)}")
     except BackendError as error:
         if "No such file or directory" in error.message:
             return None
@@ -62,22 +61,15 @@ def _listing_digest(listed: str) -> str:
     return text_digest(_COMMENT.sub("", listed))
 
 
-def _nft(*arguments: str, script: str | None = None) -> str:
+def _nft(commands: str) -> str:
+    """What `nft` answers to these commands, which are one transaction."""
     try:
-        done = subprocess.run(
-            ["nft", *arguments],
-            input=script,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except FileNotFoundError:
-        raise BackendError("there is no 'nft' command: install the package 'nftables'") from None
-    if done.returncode == 0:
-        return done.stdout
-    said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-    if "Operation not permitted" in done.stderr:
+        status, output, error = run_commands(commands)
+    except OSError:
+        raise BackendError("there is no libnftables: install the package 'nftables'") from None
+    if status == 0:
+        return output
+    said = error.strip().splitlines() or [f"status {status}"]
+    if "Operation not permitted" in error:
         raise NotPermitted("change the firewall (nftables)")
     raise BackendError(f"nft refused: {said[0]}")

@@ -6,8 +6,10 @@
 - What is as desired is not named: planning again after applying plans nothing, from any point on.
 - What is not ours is never named. An interface is ours if its alias says so or if it has the private
   key we want it to have; a blank one is adopted (a crash came between its creation and its alias).
-- The firewall stands before the interface goes up and falls after the interface is gone; removals come
-  before additions (allowed IPs move between peers); routes come last.
+- The firewall stands before the interface goes up and falls after the interface is gone. A change of one
+  that stands comes last: it is strict with a peer it does not know, and its transaction takes longer
+  than all the rest (the kernel waits for its readers).
+- Removals come before additions (allowed IPs move between peers), routes after addresses.
 - The endpoint of a peer with a fresh handshake is left alone: the peer may have roamed.
 """
 
@@ -137,7 +139,8 @@ def _up(
     if state and not ours(state, public_key):
         raise NameTaken(spec.name, "wireguard")
 
-    yield from _firewall(firewall, observed)
+    if not observed.firewall:
+        yield from _firewall(firewall, observed)
     if obstacle:
         yield RemoveInterface(spec.name)
     if state is None:
@@ -165,6 +168,8 @@ def _up(
     if not state.up:
         yield SetUp(spec.name)
     yield from _add_routes(spec.name, routes - left_routes)
+    if observed.firewall:
+        yield from _firewall(firewall, observed)
 
 
 def _after_removing(

@@ -12,8 +12,8 @@ from controlplane.protocol.errors import BrokerUnreachable, ProblemError
 from controlplane.protocol.keys import PublicKey
 from controlplane.protocol.messages import Heartbeat, PeerReport
 from controlplane.protocol.netmap import NetMap, NetMapPeer
-from controlplane.protocol.wireguard import PeerSpec
 from controlplane.protocol.version import VERSION
+from controlplane.protocol.wireguard import PeerSpec
 from dataplane.agent import Agent
 from dataplane.desired import connected, server_desired, server_peer_specs
 from dataplane.local import CommandRefused

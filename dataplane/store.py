@@ -92,7 +92,7 @@ class Store:
             return None
         except PermissionError:
             raise NotJoined(f"{str(self.state_path)!r} may not be read: run as root") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             aside = put_aside(self.state_path)
             raise NotJoined(
                 f"{str(self.state_path)!r} is damaged ({type(error).__name__}; kept as {aside.name!r}) "

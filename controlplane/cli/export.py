@@ -87,8 +87,12 @@ def _output(options: argparse.Namespace) -> Path | None:
             raise CommandError("--output - and --json both want stdout: give a file")
         return None
     path: Path = options.output or Path(f"{interface_name(options.server)}.conf")
-    if path.exists():
-        raise CommandError(f"{str(path)!r} exists: give another --output, or remove it")
+    image = path.with_suffix(".png")
+    if options.qr and image == path:
+        raise CommandError(f"{str(path)!r} is where --qr writes the image: give another --output")
+    for file in (path, image) if options.qr else (path,):
+        if file.exists():
+            raise CommandError(f"{str(file)!r} exists: give another --output, or remove it")
     if not os.access(path.parent, os.W_OK):
         raise CommandError(
             f"{str(path.parent)!r} is not a directory that may be written: give another --output"

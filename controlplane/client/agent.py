@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from controlplane.client.ahead import take
 from controlplane.client.console import CommandError
 
 RUN_DIR = Path("/run/horizon")
@@ -33,10 +34,13 @@ class AgentRefused(CommandError):
 def ask(path: Path, command: str, timeout: float = 60.0, **arguments: Any) -> Any:
     """The agent's answer to `command`. Raises `AgentNotRunning` and `AgentRefused`."""
     line = json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
-    with socket.socket(socket.AF_UNIX) as connection:
+    sent = take(str(path), line)
+    with socket.socket(socket.AF_UNIX) if sent is None else socket.socket(fileno=sent) as connection:
         connection.settimeout(timeout)
         try:
-            connection.connect(str(path))
+            if sent is None:
+                connection.connect(str(path))
+                connection.sendall(line)
         except (FileNotFoundError, ConnectionRefusedError):
             role = path.stem
             raise AgentNotRunning(
@@ -46,7 +50,6 @@ def ask(path: Path, command: str, timeout: float = 60.0, **arguments: Any) -> An
             raise AgentNotRunning(
                 f"{str(path)!r} may not be used: be root or in the group 'horizon'"
             ) from None
-        connection.sendall(line)
         try:
             text = connection.makefile("rb").readline()
         except TimeoutError:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -142,7 +143,7 @@ class BrokerClient:
         return (await self._ask(ConnectionList, "GET", "/connections", query=query)).connections
 
     async def disconnect(self, connection_id: str) -> ConnectionInfo:
-        return await self._ask(ConnectionInfo, "DELETE", f"/connections/{connection_id}")
+        return await self._ask(ConnectionInfo, "DELETE", f"/connections/{_segment(connection_id)}")
 
     async def heartbeat(self, beat: Heartbeat) -> None:
         await self._send("POST", "/heartbeat", beat)
@@ -185,7 +186,7 @@ class BrokerClient:
             response = await self._http.send(request)
         except httpx2.TransportError as error:
             raise pin_mismatch(error) or BrokerUnreachable(
-                f"no answer from the broker at {self.address.url}: {error or type(error).__name__}"
+                f"no answer from the broker at {self.address.url}: {str(error) or type(error).__name__}"
             ) from error
         if response.is_success:
             return response
@@ -205,7 +206,7 @@ class AdminClient(BrokerClient):
         return await self._ask(RegistrationKeyList, "GET", "/admin/registration-keys")
 
     async def revoke_registration_key(self, key_id: str) -> None:
-        await self._send("DELETE", f"/admin/registration-keys/{key_id}")
+        await self._send("DELETE", f"/admin/registration-keys/{_segment(key_id)}")
 
     async def create_personal_key(self, request: PersonalKeyRequest) -> InviteCreated:
         return await self._ask(InviteCreated, "POST", "/admin/personal-keys", request)
@@ -214,25 +215,30 @@ class AdminClient(BrokerClient):
         return await self._ask(PersonalKeyList, "GET", "/admin/personal-keys")
 
     async def revoke_personal_key(self, key_id: str) -> None:
-        await self._send("DELETE", f"/admin/personal-keys/{key_id}")
+        await self._send("DELETE", f"/admin/personal-keys/{_segment(key_id)}")
 
     async def devices(self, include_revoked: bool = False) -> DeviceList:
         return await self._ask(DeviceList, "GET", "/admin/devices", query=_revoked(include_revoked))
 
     async def revoke_device(self, device_id: str) -> None:
-        await self._send("DELETE", f"/admin/devices/{device_id}")
+        await self._send("DELETE", f"/admin/devices/{_segment(device_id)}")
 
     async def all_servers(self, include_revoked: bool = False) -> ServerList:
         return await self._ask(ServerList, "GET", "/admin/servers", query=_revoked(include_revoked))
 
     async def change_server(self, server: str, change: ServerChange) -> ServerInfo:
-        return await self._ask(ServerInfo, "PATCH", f"/admin/servers/{server}", change)
+        return await self._ask(ServerInfo, "PATCH", f"/admin/servers/{_segment(server)}", change)
 
     async def revoke_server(self, server: str) -> None:
-        await self._send("DELETE", f"/admin/servers/{server}")
+        await self._send("DELETE", f"/admin/servers/{_segment(server)}")
 
     async def export(self, request: ExportRequest) -> ExportResponse:
         return await self._ask(ExportResponse, "POST", "/exports", request)
+
+
+def _segment(text: str) -> str:
+    """Somebody's text as one segment of a path."""
+    return quote(text, safe="")
 
 
 def _revoked(include: bool) -> dict[str, Any]:

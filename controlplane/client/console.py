@@ -33,12 +33,24 @@ def run_command(options: argparse.Namespace) -> int:
     except Exception as error:
         if not _expected(error):
             raise
+        code, detail = _describe(error)
         if getattr(options, "json", False):
-            problem = {"error": getattr(error, "code", "failed"), "detail": str(error)}
-            print(json.dumps(problem), file=sys.stderr)
+            print(json.dumps({"error": code, "detail": detail}), file=sys.stderr)
         else:
-            print(f"horizon: {error}", file=sys.stderr)
+            print(f"horizon: {detail}", file=sys.stderr)
         return 1
+
+
+def _describe(error: Exception) -> tuple[str, str]:
+    """The code and the one line of an error; of values that no message takes: which, and why."""
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None or not isinstance(error, pydantic.ValidationError):
+        return str(getattr(error, "code", "failed")), str(error)
+    faults = error.errors(include_url=False)
+    texts = [
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (given {fault['input']!r})" for fault in faults
+    ]
+    return "invalid-value", "; ".join(texts)
 
 
 def _expected(error: Exception) -> bool:
@@ -49,6 +61,7 @@ def _expected(error: Exception) -> bool:
     bases = {
         "controlplane.protocol.errors": ("ProtocolError", "ProblemError", "BrokerUnreachable"),
         "controlplane.errors": ("StartError", "BrokerError"),
+        "pydantic": ("ValidationError",),
         "controlplane.tls": ("CertificateError",),
         "dataplane.errors": ("DataplaneError",),
     }

@@ -88,7 +88,9 @@ def run_agent(options: argparse.Namespace, make: Callable[[Store], Agent]) -> in
     from dataplane.local import LocalSocket
     from dataplane.store import Store
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
     logging.getLogger("httpx2").setLevel(logging.WARNING)
 
     async def main() -> None:

@@ -1,0 +1,1 @@
+"""The admin's and the client's pages. Not built yet."""
