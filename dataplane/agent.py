@@ -251,6 +251,8 @@ class Agent(ABC):
         Who has no netmap yet knows of nothing to change, and leaves alone what an earlier run made.
         Who is ending changes nothing any more: whatever waited while `down` worked would undo it.
         """
+        if self._stop.is_set():
+            return
         if self.netmap is None and not self.revoked:
             self._settled = True
             return
@@ -322,13 +324,19 @@ class Agent(ABC):
             "backend": interface.backend if interface else None,
             "public_key": str(self.state.private_key.public_key),
             "listen_port": interface.listen_port if interface else None,
-            "addresses": sorted(map(str, interface.addresses)) if interface else [],
+            "addresses": _addresses(interface),
             "broker": {"url": self.client.address.url, **asdict(self.broker)},
             "revision": self.netmap.revision if self.netmap else None,
             "revoked": self.revoked,
             "trouble": self.trouble,
             "peers": [_describe_peer(by_key.get(key), peer, now) for key, peer in sorted(peers.items())],
         }
+
+
+def _addresses(interface: InterfaceState | None) -> list[str]:
+    """The addresses that were given to it; IPv6's link-local one is nobody's concern."""
+    found = interface.addresses if interface else ()
+    return sorted(str(address) for address in found if not address.is_link_local)
 
 
 def _describe_peer(entry: NetMapPeer | None, peer: PeerState, now: float) -> dict[str, Any]:
