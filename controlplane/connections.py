@@ -154,10 +154,12 @@ def is_online(broker: Broker, server: Server) -> bool:
     return server.status == "active" and heard is not None and broker.now() - heard < ONLINE_WITHIN
 
 
-def describe(session: Session, connection: Connection) -> ConnectionInfo:
+def describe(session: Session, connection: Connection, peer: Peer | None = None) -> ConnectionInfo:
+    """A connection as it is shown; its `peer` if the caller has it at hand."""
     server = session.get_one(Server, connection.server_id)
     device = session.get_one(Device, connection.device_id)
-    peer = session.exec(select(Peer).where(Peer.connection_id == connection.connection_id)).first()
+    if peer is None:
+        peer = session.exec(select(Peer).where(Peer.connection_id == connection.connection_id)).first()
     return ConnectionInfo(
         connection_id=connection.connection_id,
         server_id=server.server_id,
@@ -215,7 +217,9 @@ def _open(
         peer.authorized_until = authorized_until(broker, key)
     _mark(session, peer, next_revision(session))
     session.flush()
-    return Opened(describe(session, connection), server.server_id, device.device_id, peer.server_revision)
+    return Opened(
+        describe(session, connection, peer), server.server_id, device.device_id, peer.server_revision
+    )
 
 
 def _place_peer(

@@ -55,6 +55,9 @@ from controlplane.protocol.signing import sign_request
 Answer = TypeVar("Answer", bound=BaseModel)
 TIMEOUT = 15.0
 """Seconds for an answer, beside what a long-poll asks for."""
+KEEPALIVE = 70.0
+"""Seconds an idle connection is kept: a TLS handshake less for who connects after looking around. Below
+the broker's own 75 s, so that it is never the broker who closes one that is about to be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class BrokerClient:
             timeout=httpx2.Timeout(TIMEOUT, connect=5.0),
             transport=transport,
             trust_env=False,
+            limits=httpx2.Limits(keepalive_expiry=KEEPALIVE),
         )
 
     async def __aenter__(self) -> Self:

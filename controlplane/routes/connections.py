@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlmodel import col, select
@@ -38,9 +40,10 @@ async def connect(
             return connections.connect(broker, session, device, body, client_ip(request))
 
     opened = await run_in_threadpool(open_connection)
-    in_place = await broker.applied.wait(opened.server_id, opened.revision, broker.config.connect_wait)
-    netmap = await run_in_threadpool(_device_netmap, broker, signer.id, body.since)
-    return ConnectResponse(connection=opened.connection, in_place=in_place, netmap=netmap)
+    async with asyncio.TaskGroup() as tasks:  # the netmap is made ready while the server works
+        netmap = tasks.create_task(run_in_threadpool(_device_netmap, broker, signer.id, body.since))
+        in_place = await broker.applied.wait(opened.server_id, opened.revision, broker.config.connect_wait)
+    return ConnectResponse(connection=opened.connection, in_place=in_place, netmap=netmap.result())
 
 
 @router.get("/connections")
