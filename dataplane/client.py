@@ -58,6 +58,7 @@ class ClientAgent(Agent):
         """
         async with self._connecting:
             await super().accept(signed)
+        self._forget_ended()
 
     async def tick(self) -> None:
         """Tell the broker of connections that ended while it was away."""
@@ -67,13 +68,15 @@ class ClientAgent(Agent):
             except ProblemError as error:
                 if error.code != "not-found":
                     raise
-            self._remember_ended(self._ended - {connection_id})
+        self._forget_ended()
 
     async def command(self, name: str, arguments: dict[str, Any]) -> Any:
         match name:
             case "servers":
                 return [server.model_dump(mode="json") for server in await self.client.servers()]
             case "connect":
+                if "server" not in arguments:
+                    raise CommandRefused("malformed", "'connect' needs 'server', its name or id")
                 return await self.connect(str(arguments["server"]))
             case "disconnect":
                 return await self.disconnect(arguments.get("server"))
@@ -165,6 +168,13 @@ class ClientAgent(Agent):
     def _authorised(self, server: str) -> NetMapPeer | None:
         peer = self._find(server)
         return peer if peer and may_stay(peer, None, self.clock()) else None
+
+    def _forget_ended(self) -> None:
+        """Drop what the netmap is without. Until then an ended connection would come back by it."""
+        if self.netmap is not None:
+            held = {peer.connection_id for peer in self.netmap.peers.values()}
+            if self._ended - held:
+                self._remember_ended(self._ended & held)
 
     def _remember_ended(self, ended: set[str]) -> None:
         self._ended = ended

@@ -16,6 +16,7 @@ from controlplane.protocol.version import VERSION
 from controlplane.protocol.wireguard import PeerSpec
 from dataplane.agent import Agent
 from dataplane.desired import connected, server_desired, server_peer_specs
+from dataplane.errors import DataplaneError
 from dataplane.local import CommandRefused
 from dataplane.metrics import read_metrics
 from dataplane.state import Desired, PeerState
@@ -25,6 +26,8 @@ REPORTS = 300
 """Peers in one heartbeat at most; the rest follow in the next."""
 EXPECT = 15.0
 """Seconds in which a new peer's first handshake is looked for, to report it at once."""
+LOOK_EVERY = 0.5
+"""Seconds between looks for it."""
 
 
 class ServerAgent(Agent):
@@ -33,6 +36,7 @@ class ServerAgent(Agent):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._reported: dict[PublicKey, tuple[float | None, int, int]] = {}
+        """What was last said of each peer; whoever was reported last stands last."""
         self._expected: set[PublicKey] = set()
         self._added = asyncio.Event()
 
@@ -65,31 +69,36 @@ class ServerAgent(Agent):
             self._added.clear()
             deadline = self.clock() + EXPECT
             while self._expected and self.clock() < deadline:
-                await asyncio.sleep(0.5)
-                peers = await self.observe_peers()
-                seen = {key for key in self._expected if connected(peers.get(key), self.clock())}
-                if seen:
-                    self._expected -= seen
-                    try:
+                await asyncio.sleep(LOOK_EVERY)
+                try:
+                    peers = await self.observe_peers()
+                    seen = {key for key in self._expected if connected(peers.get(key), self.clock())}
+                    if seen:
+                        self._expected -= seen
                         await self._beat(peers)
-                    except (BrokerUnreachable, ProblemError) as error:
-                        log.debug("the handshake is reported later: %s", error)
+                except (BrokerUnreachable, ProblemError, DataplaneError) as error:
+                    log.debug("the handshake is reported later: %s", error)
             self._expected.clear()
 
     async def _beat(self, peers: Mapping[PublicKey, PeerState]) -> None:
         now = self.clock()
         ids = {peer.public_key: peer.peer_id for peer in self.netmap.peers.values()} if self.netmap else {}
-        changed = [key for key in ids if key in peers and self._reported.get(key) != _figures(peers[key])]
+        changed = {key for key in ids if key in peers and self._reported.get(key) != _figures(peers[key])}
+        # Who was reported longest ago goes first, so that none waits for ever behind busier peers.
+        order = [*(changed - self._reported.keys()), *(key for key in self._reported if key in changed)]
+        reported = order[:REPORTS]
         await self.client.heartbeat(
             Heartbeat(
                 revision=self.netmap.revision if self.netmap else None,
                 version=VERSION,
                 active_connections=sum(connected(peer, now) for peer in peers.values()),
                 metrics=read_metrics(self.state.interface),
-                peers=tuple(_report(ids[key], peers[key]) for key in changed[:REPORTS]),
+                peers=tuple(_report(ids[key], peers[key]) for key in reported),
             )
         )
-        self._reported.update((key, _figures(peers[key])) for key in changed[:REPORTS])
+        for key in reported:
+            self._reported.pop(key, None)
+            self._reported[key] = _figures(peers[key])
         for gone in self._reported.keys() - ids.keys():
             del self._reported[gone]
 
