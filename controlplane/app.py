@@ -32,7 +32,8 @@ def create_app(broker: Broker) -> FastAPI:
     """The application over an open broker; it closes the broker at shutdown."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        broker: Broker = app.state.broker
         loop = asyncio.get_running_loop()
         broker.notifier.bind(loop)
         broker.applied.bind(loop)
