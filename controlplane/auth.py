@@ -30,6 +30,7 @@ class Role(StrEnum):
     admin = "admin"
 
 
+_WORDS = {Role.server: "a server", Role.device: "a device", Role.admin: "an administrator"}
 _PREFIX = {"srv": Role.server, "dev": Role.device, "adm": Role.admin}
 
 
@@ -144,8 +145,8 @@ def require(*roles: Role) -> Callable[[Principal], Awaitable[Principal]]:
 
     async def check(signer: Annotated[Principal, Depends(principal)]) -> Principal:
         if signer.role not in roles:
-            wanted = " or ".join(role.value for role in roles)
-            raise Forbidden(f"only a {wanted} may do this, not {signer.role.value} {signer.name!r}")
+            wanted = " or ".join(_WORDS[role] for role in roles)
+            raise Forbidden(f"only {wanted} may do this, not {signer.role.value} {signer.name!r}")
         return signer
 
     return check

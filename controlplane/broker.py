@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
+from anyio import CapacityLimiter
+
 from controlplane import ipam
 from controlplane.client.files import ensure_private_directory, write_private
 from controlplane.config import BrokerConfig
@@ -51,6 +53,8 @@ class Broker:
     clock: Callable[[], float] = time.time
     applied: Applied = field(default_factory=Applied)
     hasher: PersonalKeyHasher = field(default_factory=PersonalKeyHasher)
+    hashing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    """The threads that may verify personal keys: 64 MiB each."""
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.clock(), UTC)

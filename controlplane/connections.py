@@ -16,7 +16,7 @@ from sqlmodel import Session, col, select
 from controlplane.broker import Broker
 from controlplane.db import next_revision, touch
 from controlplane.enrolment import check_personal_key, new_id
-from controlplane.errors import KeyInUse, NotFound, Revoked, ServerOffline
+from controlplane.errors import KeyInUse, NotFound, Revoked, ServerOffline, ServerRevoked
 from controlplane.ipam import next_host
 from controlplane.models import Connection, Device, Peer, PersonalKey, Server
 from controlplane.netmap import authorized_until, renewal_due
@@ -52,7 +52,7 @@ def connect(
         raise Revoked(f"device {device.device_name!r} was revoked")
     server = find_server(session, request.server)
     if server.status == "revoked":
-        raise Revoked(f"server {server.hostname!r} was revoked: choose another")
+        raise ServerRevoked(f"server {server.hostname!r} was revoked: choose another")
     if not is_online(broker, server):
         heard = (
             f"last heard of at {server.last_heartbeat:%H:%M:%S} UTC" if server.last_heartbeat else "never up"
@@ -76,7 +76,7 @@ def export(broker: Broker, session: Session, request: ExportRequest, client_ip: 
             f"`horizon admin personal-key create {request.user_name}`"
         )
     if server.status == "revoked":
-        raise Revoked(f"server {server.hostname!r} was revoked: choose another")
+        raise ServerRevoked(f"server {server.hostname!r} was revoked: choose another")
     if session.exec(select(Device).where(Device.public_key == str(request.public_key))).first():
         raise KeyInUse(f"WireGuard key {request.public_key} belongs to another device: make a new one")
     device = Device(
@@ -137,9 +137,10 @@ def renew(broker: Broker, session: Session, device: Device) -> None:
 
 
 def find_server(session: Session, name_or_id: str) -> Server:
-    server = session.exec(
-        select(Server).where((col(Server.hostname) == name_or_id) | (col(Server.server_id) == name_or_id))
-    ).first()
+    """The server of that id, else of that name. Raises `NotFound`, which names those there are."""
+    server = session.get(Server, name_or_id)
+    if server is None:
+        server = session.exec(select(Server).where(Server.hostname == name_or_id)).first()
     if server is None:
         names = session.exec(
             select(Server.hostname).where(Server.status != "revoked").order_by(Server.hostname).limit(10)

@@ -134,7 +134,15 @@ def register(broker: Broker, session: Session, request: RegisterRequest, public_
     elif server.registration_key_id != key.key_id:
         raise KeyInUse(f"this server is registered as {server.hostname!r} with another key already")
     elif server.status == "revoked":
-        raise Revoked(f"server {server.hostname!r} was revoked: register it anew with a new key")
+        raise Revoked(
+            f"server {server.hostname!r} was revoked: to register it anew, remove its state directory "
+            "and join with a new invite"
+        )
+    elif server.public_key != str(request.public_key):
+        raise KeyInUse(
+            f"server {server.hostname!r} registered with WireGuard key {server.public_key}: to change "
+            "it, remove its state directory and join with a new invite"
+        )
     else:
         server.verification_secret = secrets.token_urlsafe(32)
     return RegisterResponse(
@@ -175,6 +183,11 @@ def authenticate(broker: Broker, session: Session, request: AuthRequest, key_id:
         raise Revoked(f"device {device.device_name!r} was revoked: ask your administrator")
     elif device.key_id != key.key_id:
         raise KeyInUse(f"this device joined as {device.device_name!r} with another personal key already")
+    elif device.public_key != str(request.public_key):
+        raise KeyInUse(
+            f"device {device.device_name!r} joined with WireGuard key {device.public_key}: to change it, "
+            "remove its state directory and join anew"
+        )
     return AuthResponse(
         device_id=device.device_id,
         user_name=key.user_name,
@@ -275,7 +288,10 @@ def _take_use(broker: Broker, session: Session, key: RegistrationKey) -> None:
 
 def _check_names(session: Session, request: RegisterRequest) -> None:
     taken = session.exec(select(Server).where(Server.hostname == request.name)).first()
-    if taken is not None:
+    if taken is not None and taken.status == "revoked":
+        taken.hostname = f"{taken.hostname}.{taken.server_id}"  # its name is free for its successor
+        session.flush()
+    elif taken is not None:
         raise NameTaken(f"a server named {request.name!r} exists already: join with another --name")
     if session.exec(select(Server).where(Server.public_key == str(request.public_key))).first():
         raise KeyInUse(f"WireGuard key {request.public_key} belongs to another server: make a new one")

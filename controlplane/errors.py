@@ -85,6 +85,20 @@ class KeyInUse(BrokerError):
     status = 409
 
 
+class ServerRevoked(BrokerError):
+    """The server that a device asked for is no longer one."""
+
+    code = "server-revoked"
+    status = 409
+
+
+class Busy(BrokerError):
+    """More at once than the broker takes on."""
+
+    code = "busy"
+    status = 503
+
+
 class ServerOffline(BrokerError):
     code = "server-offline"
     status = 409

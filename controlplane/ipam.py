@@ -48,7 +48,7 @@ class Pools:
         if not 0 <= number < self.subnets:
             raise AddressesExhausted(
                 f"the address pool {self.ipv4} holds {self.subnets} servers of /{self.ipv4_prefix} "
-                "each, and all are given out: revoke a server that is gone"
+                "each, and all are given out: set up the broker with a larger pool or smaller subnets"
             )
         return Subnet(
             IPv4Network(

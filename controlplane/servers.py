@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 
 from sqlalchemy import func, update
 from sqlmodel import Session, col, select
@@ -19,6 +20,9 @@ from controlplane.models import Heartbeat as HeartbeatRow
 from controlplane.protocol.keys import PublicKey
 from controlplane.protocol.messages import Capability, Heartbeat, Location, ServerChange, ServerInfo
 from controlplane.protocol.wireguard import Endpoint
+
+HANDSHAKE_SLACK = timedelta(seconds=5)
+"""By how much a server's clock may be behind ours and still tell a new connection from the one before."""
 
 
 def list_servers(broker: Broker, session: Session, include_revoked: bool = False) -> tuple[ServerInfo, ...]:
@@ -107,16 +111,16 @@ def heartbeat(broker: Broker, session: Session, server_id: str, beat: Heartbeat)
         peer.received, peer.sent = report.received, report.sent
         if report.latest_handshake is not None:
             peer.latest_handshake = report.latest_handshake
-            _activate(session, peer)
+            _activate(session, peer, report.latest_handshake)
 
 
-def _activate(session: Session, peer: Peer) -> None:
-    """A handshake turns an intent into an active connection."""
+def _activate(session: Session, peer: Peer, handshake: datetime) -> None:
+    """A handshake turns an intent into an active connection, unless it is of the one before."""
     connection = session.get(Connection, peer.connection_id)
-    if connection is not None and connection.status == "intent":
+    begun = connection is not None and handshake >= connection.connection_start - HANDSHAKE_SLACK
+    if connection is not None and connection.status == "intent" and begun:
         connection.status = "active"
-    if peer.latest_handshake is not None:
-        session.get_one(Device, peer.device_id).last_seen = peer.latest_handshake
+    session.get_one(Device, peer.device_id).last_seen = handshake
 
 
 def change_server(broker: Broker, session: Session, name: str, change: ServerChange) -> ServerInfo:

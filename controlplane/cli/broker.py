@@ -87,9 +87,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def run_broker(options: argparse.Namespace) -> int:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     listen = Endpoint.parse(options.listen, DEFAULT_PORT)
     config = BrokerConfig(
         data_dir=options.data_dir,

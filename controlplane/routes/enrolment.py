@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 
 from controlplane import enrolment
 from controlplane.auth import BrokerDep, SignedIdentity, check_identity, client_ip
+from controlplane.errors import Busy
 from controlplane.protocol.messages import (
     AuthRequest,
     AuthResponse,
@@ -16,6 +19,8 @@ from controlplane.protocol.messages import (
 )
 
 router = APIRouter(tags=["enrolment"])
+HASHES_WAITING = 50
+"""At a tenth of a second each and two at a time: some seconds' wait for the last."""
 
 
 @router.post("/register")
@@ -29,13 +34,26 @@ def register(
 
 
 @router.post("/auth")
-def auth(body: AuthRequest, signed: SignedIdentity, broker: BrokerDep) -> AuthResponse:
-    """A device redeems its user's personal key."""
+async def auth(body: AuthRequest, signed: SignedIdentity, broker: BrokerDep) -> AuthResponse:
+    """A device redeems its user's personal key.
+
+    Anyone may make the broker hash, so hashing has few threads of its own and a short queue: a flood of
+    keys is answered `busy` and delays nothing else.
+    """
     check_identity(signed, body.identity)
-    with broker.database.read() as session:
-        key_id = enrolment.verify_personal_key(broker, session, body.personal_key)
-    with broker.database.write() as session:
-        return enrolment.authenticate(broker, session, body, key_id)
+    if broker.hashing.statistics().tasks_waiting >= HASHES_WAITING:
+        raise Busy(f"{HASHES_WAITING} devices are joining at once: try again in some seconds")
+
+    def verify() -> str:
+        with broker.database.read() as session:
+            return enrolment.verify_personal_key(broker, session, body.personal_key)
+
+    def join(key_id: str) -> AuthResponse:
+        with broker.database.write() as session:
+            return enrolment.authenticate(broker, session, body, key_id)
+
+    key_id = await to_thread.run_sync(verify, limiter=broker.hashing)
+    return await run_in_threadpool(join, key_id)
 
 
 @router.post("/admin/login")

@@ -184,25 +184,25 @@ async def test_a_device_may_not_do_an_administrators_work(horizon: Harness) -> N
     ]:
         problem = await raw.refused(horizon, raw.signed(horizon, alice.signer, method, path, content))
         assert (problem.status, problem.code) == (403, "forbidden"), f"{method} {path}"
-        assert problem.detail == "only a admin may do this, not device 'laptop'"
+        assert problem.detail == "only an administrator may do this, not device 'laptop'"
 
 
 async def test_servers_devices_and_admins_keep_to_their_own_routes(horizon: Harness) -> None:
     fra1, alice, admin = await horizon.server("fra1"), await horizon.device(), await horizon.admin_signer()
     for signer, method, path, allowed in [
-        (fra1.signer, "POST", "/connections", "device"),
-        (fra1.signer, "GET", "/connections", "device or admin"),
-        (fra1.signer, "GET", "/servers", "device or admin"),
-        (fra1.signer, "GET", "/admin/devices", "admin"),
-        (alice.signer, "POST", "/heartbeat", "server"),
-        (admin, "POST", "/heartbeat", "server"),
-        (admin, "POST", "/connections", "device"),
-        (admin, "GET", "/netmap", "server or device"),
+        (fra1.signer, "POST", "/connections", "a device"),
+        (fra1.signer, "GET", "/connections", "a device or an administrator"),
+        (fra1.signer, "GET", "/servers", "a device or an administrator"),
+        (fra1.signer, "GET", "/admin/devices", "an administrator"),
+        (alice.signer, "POST", "/heartbeat", "a server"),
+        (admin, "POST", "/heartbeat", "a server"),
+        (admin, "POST", "/connections", "a device"),
+        (admin, "GET", "/netmap", "a server or a device"),
     ]:
         request = raw.signed(horizon, signer, method, path, {} if method == "POST" else None)
         problem = await raw.refused(horizon, request)
         assert (problem.status, problem.code) == (403, "forbidden"), f"{method} {path}"
-        assert f"only a {allowed} may do this, not " in problem.detail
+        assert f"only {allowed} may do this, not " in problem.detail
 
 
 async def test_who_was_revoked_is_told_so_and_refused(horizon: Harness) -> None:

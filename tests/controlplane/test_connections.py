@@ -121,7 +121,7 @@ async def test_a_revoked_server_is_refused(horizon: Harness) -> None:
     await horizon.server("fra1")
     await admin.revoke_server("fra1")
     problem = await horizon.refuses(alice.connect("fra1"))
-    assert (problem.status, problem.code) == (403, "revoked")
+    assert (problem.status, problem.code) == (409, "server-revoked")
     assert problem.detail == "server 'fra1' was revoked: choose another"
 
 

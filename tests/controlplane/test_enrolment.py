@@ -381,3 +381,18 @@ async def test_no_secret_reaches_a_log(horizon: Harness, caplog: pytest.LogCaptu
     assert len(caplog.records) > 5
     for secret in secrets:
         assert secret not in caplog.text
+
+
+async def test_a_new_wireguard_key_needs_a_new_enrolment(horizon: Harness) -> None:
+    key, identity = horizon.registration_key(), IdentityKey.generate()
+    await register(horizon, key, identity)
+    other = horizon.register_request(key, identity, "fra1", public_key=PrivateKey.generate().public_key)
+    problem = await horizon.refuses(horizon.enrolling(identity).register(other))
+    assert (problem.status, problem.code) == (409, "key-in-use")
+    assert "join with a new invite" in problem.detail
+
+
+async def test_a_flood_of_keys_is_answered_busy(horizon: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.routes.enrolment.HASHES_WAITING", 0)
+    problem = await horizon.refuses(authenticate(horizon, horizon.personal_key(), IdentityKey.generate()))
+    assert (problem.status, problem.code) == (503, "busy")

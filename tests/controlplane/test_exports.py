@@ -86,7 +86,7 @@ async def test_exports_that_cannot_be_are_refused(horizon: Harness) -> None:
     horizon.advance(seconds=60)
     assert (await horizon.refuses(admin.export(wanted("carol")))).code == "not-found"
     await admin.revoke_server("fra1")
-    assert (await horizon.refuses(admin.export(wanted()))).code == "revoked"
+    assert (await horizon.refuses(admin.export(wanted()))).code == "server-revoked"
 
 
 async def test_an_export_takes_an_active_key_of_the_user(horizon: Harness) -> None:

@@ -153,13 +153,13 @@ class Harness:
     def register_request(
         self, key: EnrolmentKey, identity: IdentityKey, name: str = "fra1", **fields: Any
     ) -> RegisterRequest:
-        fields.setdefault("public_key", PrivateKey.generate().public_key)
+        fields.setdefault("public_key", PrivateKey(bytes(identity)).public_key)
         fields.setdefault("listen_port", 51820)
         fields.setdefault("version", "1.0")
         return RegisterRequest(registration_key=key, identity=identity.public_key, name=name, **fields)
 
     def auth_request(self, key: EnrolmentKey, identity: IdentityKey, **fields: Any) -> AuthRequest:
-        fields.setdefault("public_key", PrivateKey.generate().public_key)
+        fields.setdefault("public_key", PrivateKey(bytes(identity)).public_key)
         fields.setdefault("device_name", "laptop")
         return AuthRequest(personal_key=key, identity=identity.public_key, platform="linux", **fields)
 
