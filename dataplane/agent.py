@@ -15,17 +15,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 from controlplane.client.broker import BrokerClient
 from controlplane.protocol.envelope import Signed
 from controlplane.protocol.errors import BrokerUnreachable, ProblemError, ProtocolError
 from controlplane.protocol.keys import PublicKey
 from controlplane.protocol.netmap import NetMap, NetMapPeer, NetMapUpdate, apply_update
+from controlplane.protocol.wireguard import PeerSpec
 from dataplane.backoff import Backoff
 from dataplane.desired import Own, changed_peers, connected
-from dataplane.errors import DataplaneError
+from dataplane.errors import DataplaneError, NameTaken, NoBackend, NotPermitted, StoreError
 from dataplane.local import LocalSocket
 from dataplane.reconcile import HostLike, Reconciler
 from dataplane.state import Desired, InterfaceState, PeerState
@@ -59,6 +60,9 @@ class BrokerHealth:
 class Agent(ABC):
     """One agent, from its files on disk to its interface."""
 
+    singly: ClassVar[bool]
+    """Whether a change of peers is planned for these alone; else all is looked at."""
+
     def __init__(
         self,
         store: Store,
@@ -83,6 +87,7 @@ class Agent(ABC):
         self._reconciler: Reconciler | None = None
         self._lock = asyncio.Lock()
         self._settled = False
+        self._want_snapshot = False
         self._stop = asyncio.Event()
         self._look = asyncio.Event()
 
@@ -92,11 +97,11 @@ class Agent(ABC):
     def desire(self, netmap: NetMap, peers: Mapping[PublicKey, PeerState], now: float) -> Desired:
         """What shall be on the host, given the peers observed."""
 
-    @abstractmethod
     def single_changes(
         self, changes: Mapping[PublicKey, NetMapPeer | None], peers: Mapping[PublicKey, PeerState]
-    ) -> Mapping[PublicKey, Any] | None:
-        """The changed peers as `plan_peers` takes them, or None if all must be looked at."""
+    ) -> Mapping[PublicKey, PeerSpec | None]:
+        """The changed peers as `plan_peers` takes them; asked only of who is `singly`."""
+        raise NotImplementedError
 
     @abstractmethod
     async def tick(self) -> None:
@@ -114,7 +119,7 @@ class Agent(ABC):
             self._reconciler = await self._on_host(
                 lambda: Reconciler(self._make_host(), self.state.interface, self.clock)
             )
-            await self._reconcile()
+            await self._start()
             async with socket.serving(self._answer):
                 ready()
                 await self._loops()
@@ -124,6 +129,15 @@ class Agent(ABC):
                 await self._on_host(self._reconciler.close)
             self._host_thread.shutdown()
             self._disk_thread.shutdown()
+
+    async def _start(self) -> None:
+        """What the netmap on disk says, before anybody is asked. Only what no waiting mends is fatal."""
+        try:
+            await self._reconcile()
+        except (NameTaken, NoBackend, NotPermitted):
+            raise
+        except Exception as error:
+            await self._note(error)
 
     def stop(self) -> None:
         self._stop.set()
@@ -145,7 +159,8 @@ class Agent(ABC):
         while True:
             try:
                 await self._settle()
-                since = None if self.netmap is None or self.store.wants_snapshot else self.netmap.revision
+                since = None if self.netmap is None or self._want_snapshot else self.netmap.revision
+                self._want_snapshot = False
                 # Who has not heard the broker asks first, as a long-poll says nothing until it ends.
                 wait = WATCH_WAIT if self.broker.reachable else 0.0
                 signed = await self.client.netmap(since, wait)
@@ -155,19 +170,24 @@ class Agent(ABC):
                 if signed is not None:
                     await self.accept(signed)
                 backoff.reset()
-            except (BrokerUnreachable, ProblemError, ProtocolError, DataplaneError) as error:
+            except Exception as error:
                 await self._note(error)
                 await asyncio.sleep(backoff.next())
 
     async def _ticks(self) -> None:
+        """Look at everything, then do what is due: a host in trouble is no reason to be silent."""
         while True:
-            try:
-                async with self._lock:
-                    await self._reconcile()
-                await self.tick()
-            except (BrokerUnreachable, ProblemError, ProtocolError, DataplaneError) as error:
-                await self._note(error)
+            self._want_snapshot |= self.store.wants_snapshot
+            for work in (self._look_at_all, self.tick):
+                try:
+                    await work()
+                except Exception as error:
+                    await self._note(error)
             await self._pause()
+
+    async def _look_at_all(self) -> None:
+        async with self._lock:
+            await self._reconcile()
 
     async def _pause(self) -> None:
         """Until the next tick, or until shortly after a change that left the host unknown."""
@@ -189,17 +209,22 @@ class Agent(ABC):
             if self.revoked is None:
                 log.error("%s", error)
                 self.revoked = str(error)
-                try:
-                    async with self._lock:
-                        await self._reconcile()
-                except DataplaneError as refused:
-                    await self._note(refused)
-        elif isinstance(error, DataplaneError):
-            if str(error) != self.trouble:
-                log.error("%s", error)
-            self.trouble = str(error)
-        else:
+                await self._give_up()
+        elif isinstance(error, ProblemError | ProtocolError):
             self.broker.note(False, now, f"refused: {error}")
+        else:
+            if str(error) != self.trouble:
+                log.error("%s", error, exc_info=None if isinstance(error, DataplaneError) else error)
+            self.trouble = str(error) or type(error).__name__
+
+    async def _give_up(self) -> None:
+        """Revoked: nothing stays, not even what a restart without the broker would bring back."""
+        self.store.forget()
+        try:
+            await self._look_at_all()
+        except DataplaneError as refused:
+            await self._note(refused)
+        self.netmap = None
 
     # --- netmap and host --------------------------------------------------------------------
 
@@ -213,7 +238,10 @@ class Agent(ABC):
             if self.netmap and update.since is not None and update.revision <= self.netmap.revision:
                 return
             changes = self._only_peers(update)
-            self.netmap = apply_update(self.netmap, update)
+            if changes is None:
+                self.netmap = await self._checked(update)
+            else:
+                self.netmap = apply_update(self.netmap, update)
             loop = asyncio.get_running_loop()
             saving = loop.run_in_executor(
                 self._disk_thread, self.store.save_update, signed, update.since is None
@@ -221,11 +249,26 @@ class Agent(ABC):
             try:
                 await self._bring(changes)
             finally:
-                await saving
+                try:
+                    await saving
+                    self._want_snapshot |= self.store.wants_snapshot
+                except StoreError as error:
+                    await self._note(error)  # the next tick asks for what makes the file whole
+
+    async def _checked(self, update: NetMapUpdate) -> NetMap:
+        """The netmap after `update`, if it makes an interface; the one held is not changed."""
+        held = self.netmap
+        if held is not None and update.since is not None:
+            held = replace(held, peers=dict(held.peers))
+        netmap = apply_update(held, update)
+        await self._on_host(lambda: self.desire(netmap, {}, self.clock()))
+        return netmap
 
     def _only_peers(self, update: NetMapUpdate) -> dict[PublicKey, NetMapPeer | None] | None:
         """The peers an update changes, if it changes nothing else."""
         if self.netmap is None or update.since is None or not self._settled or self.revoked:
+            return None
+        if not self.singly:
             return None
         if update.interface not in {None, self.netmap.interface}:
             return None
@@ -235,14 +278,13 @@ class Agent(ABC):
         reconciler = self._need_reconciler()
         if changes is not None and reconciler.ready:
             single = self.single_changes(changes, reconciler.known_peers)
-            if single is not None:
-                try:
-                    await self._on_host(lambda: reconciler.reconcile_peers(single))
-                except DataplaneError as error:
-                    log.warning("%s: looking at everything", error)
-                    self._settled = False
-                else:
-                    return
+            try:
+                await self._on_host(lambda: reconciler.reconcile_peers(single))
+            except DataplaneError as error:
+                log.warning("%s: looking at everything", error)
+                self._settled = False
+            else:
+                return
         await self._reconcile(look=not self._settled)
 
     async def _reconcile(self, *, look: bool = True) -> None:
@@ -258,7 +300,13 @@ class Agent(ABC):
             return
         reconciler = self._need_reconciler()
         self._settled = False
-        await self._on_host(lambda: reconciler.reconcile(self._desire, look=look))
+        try:
+            await self._on_host(lambda: reconciler.reconcile(self._desire, look=look))
+        except DataplaneError as error:
+            if look:
+                raise
+            log.warning("%s: looking at everything", error)
+            await self._on_host(lambda: reconciler.reconcile(self._desire))
         self._settled = True
         self.trouble = None
         if reconciler.stale:

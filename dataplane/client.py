@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Mapping
+from itertools import chain, repeat
 from typing import Any
 
 from controlplane.protocol.envelope import Signed
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 HANDSHAKE_WAIT = 10.0
 """Seconds to wait for the first handshake of a connection."""
 LOOK_EVERY = 0.002
-"""Seconds between looks for it; WireGuard tells nobody when it comes."""
+"""Seconds between the first looks for it; WireGuard tells nobody when it comes."""
 
 
 class NoHandshake(DataplaneError):
@@ -34,7 +35,9 @@ class NoHandshake(DataplaneError):
 
 
 class ClientAgent(Agent):
-    """See the module."""
+    """See the module. Its addresses, routes and firewall follow its few peers."""
+
+    singly = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -44,11 +47,6 @@ class ClientAgent(Agent):
 
     def desire(self, netmap: NetMap, peers: Mapping[PublicKey, PeerState], now: float) -> Desired:
         return client_desired(self.own, netmap, peers, now, self._resolve, self._ended)
-
-    def single_changes(
-        self, changes: Mapping[PublicKey, NetMapPeer | None], peers: Mapping[PublicKey, PeerState]
-    ) -> None:
-        """A client's addresses, routes and firewall follow its few peers: look at everything."""
 
     async def accept(self, signed: Signed) -> None:
         """As every agent, but nothing that the watch hears while a connect is under way.
@@ -134,8 +132,10 @@ class ClientAgent(Agent):
         if not chosen and server is not None:
             names = ", ".join(peer.name for peer in peers) or "nothing"
             raise CommandRefused("not-connected", f"not connected to {server!r}, but to {names}")
-        self._remember_ended(self._ended | {peer.connection_id for peer in chosen})
-        await self._bring_now()
+        try:
+            self._remember_ended(self._ended | {peer.connection_id for peer in chosen})
+        finally:  # a full disk keeps no tunnel up
+            await self._bring_now()
         try:
             await self.tick()
             told = True
@@ -147,10 +147,11 @@ class ClientAgent(Agent):
         ]
 
     async def _await_handshake(self, peer: NetMapPeer) -> None:
+        delays = chain(repeat(LOOK_EVERY, 100), repeat(10 * LOOK_EVERY))
         try:
             async with asyncio.timeout(HANDSHAKE_WAIT):
                 while not connected((await self.observe_peers()).get(peer.public_key), self.clock()):  # noqa: ASYNC110
-                    await asyncio.sleep(LOOK_EVERY)
+                    await asyncio.sleep(next(delays))
         except TimeoutError:
             raise NoHandshake(
                 f"server {peer.name!r} at {peer.endpoint} has not answered within {HANDSHAKE_WAIT:.0f} s: "
@@ -186,7 +187,7 @@ class ClientAgent(Agent):
             return endpoint
         try:
             found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_DGRAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name that DNS could hold
             log.warning("endpoint %s does not resolve: %s", endpoint, error)
             return self._addresses.get(endpoint)
         address = Endpoint(str(found[0][4][0]), endpoint.port)

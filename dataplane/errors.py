@@ -61,6 +61,16 @@ class NotPermitted(DataplaneError):
         )
 
 
+class StoreError(DataplaneError):
+    """What the agent keeps could not be written; it goes on with what it holds in memory."""
+
+
+class AlreadyRunning(DataplaneError):
+    """Another agent has this state directory or socket."""
+
+    code = "already-running"
+
+
 class BackendError(DataplaneError):
     """The kernel, WireGuard in user space or `nft` refused; `errno` is 0 where there is none."""
 

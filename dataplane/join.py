@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import platform
 import re
 import socket
@@ -28,7 +29,9 @@ from controlplane.protocol.messages import (
 from controlplane.protocol.version import VERSION
 from controlplane.protocol.wireguard import Endpoint
 from dataplane.errors import DataplaneError
-from dataplane.store import AgentState, Store
+from dataplane.store import AgentState, Damaged, Store
+
+log = logging.getLogger(__name__)
 
 
 class AlreadyJoined(DataplaneError):
@@ -39,7 +42,11 @@ class AlreadyJoined(DataplaneError):
 
 def begin(store: Store, invite: Invite, interface: str, backend: str, listen_port: int) -> AgentState:
     """The state before the broker has answered: a begun one again, or new keys."""
-    state = store.peek()
+    try:
+        state = store.peek()
+    except Damaged as error:
+        log.warning("%s", error)
+        state = None
     if state is not None and state.joined:
         raise AlreadyJoined(
             f"this machine has joined {state.broker.url} as {state.name!r} already: remove "

@@ -23,18 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.protocol.errors import BrokerUnreachable, ProblemError, ProtocolError
-from dataplane.errors import DataplaneError
+from dataplane.errors import AlreadyRunning, DataplaneError
 
 log = logging.getLogger(__name__)
 GROUP = "horizon"
 MAX_LINE = 64 * 1024
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
-
-
-class AlreadyRunning(DataplaneError):
-    """Another agent answers on this socket."""
-
-    code = "already-running"
 
 
 class CommandRefused(DataplaneError):

@@ -33,6 +33,8 @@ LOOK_EVERY = 0.5
 class ServerAgent(Agent):
     """See the module."""
 
+    singly = True
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._reported: dict[PublicKey, tuple[float | None, int, int]] = {}

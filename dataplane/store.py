@@ -11,6 +11,7 @@ anew: the netmap from the broker; lost keys only by joining again, which is what
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from controlplane.protocol.envelope import Signed, unseal
 from controlplane.protocol.errors import EnvelopeError, NetMapError, ProtocolError
 from controlplane.protocol.keys import IdentityKey, IdentityPublicKey, PrivateKey
 from controlplane.protocol.netmap import NETMAP_CONTEXT, NetMap, NetMapUpdate, apply_update
-from dataplane.errors import DataplaneError
+from dataplane.errors import AlreadyRunning, DataplaneError, StoreError
 
 log = logging.getLogger(__name__)
 COMPACT_AFTER = 1000
@@ -37,6 +38,10 @@ class NotJoined(DataplaneError):
     """There is no enrolment here, or it is damaged."""
 
     code = "not-joined"
+
+
+class Damaged(NotJoined):
+    """The enrolment cannot be understood; its file was put aside, so joining anew goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,21 @@ class Store:
         self.netmap_path = directory / "netmap.jsonl"
         self.ended_path = directory / "ended.json"
         self._lines = 0
+        self._whole = True
+        """Whether the netmap's file ends where a change can be appended."""
+
+    def lock(self) -> None:
+        """Keep the directory for this process, until it ends. Raises `AlreadyRunning`."""
+        ensure_private_directory(self.directory)
+        self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise AlreadyRunning(
+                f"another {self.role} agent runs with {str(self.directory)!r}: stop it, or give this one "
+                "a --state-dir of its own"
+            ) from None
 
     def load(self) -> AgentState:
         """The enrolment. Raises `NotJoined`."""
@@ -85,7 +105,10 @@ class Store:
         return state
 
     def peek(self) -> AgentState | None:
-        """The enrolment, also a begun one; None if there is none. A damaged file is put aside."""
+        """The enrolment, also a begun one; None if there is none.
+
+        Raises `Damaged` for a file that cannot be understood, after putting it aside.
+        """
         try:
             return _decode(json.loads(self.state_path.read_text()))
         except FileNotFoundError:
@@ -94,7 +117,7 @@ class Store:
             raise NotJoined(f"{str(self.state_path)!r} may not be read: run as root") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             aside = put_aside(self.state_path)
-            raise NotJoined(
+            raise Damaged(
                 f"{str(self.state_path)!r} is damaged ({type(error).__name__}; kept as {aside.name!r}) "
                 f"and its keys are lost: join again with a new invite, `horizon {self.role} join INVITE`"
             ) from None
@@ -132,26 +155,43 @@ class Store:
             return None
         if rest:
             log.warning("%s ends in a half-written line: dropped", self.netmap_path)
-            write_private(self.netmap_path, "".join(f"{line}\n" for line in lines))
+            self._cut_to(lines)
         self._lines = len(lines)
         return netmap
 
+    def _cut_to(self, lines: list[str]) -> None:
+        """Write the whole lines alone; if that cannot be, a snapshot will make the file whole."""
+        try:
+            write_private(self.netmap_path, "".join(f"{line}\n" for line in lines))
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.netmap_path, error.strerror)
+            self._whole = False
+
     def save_update(self, signed: Signed, snapshot: bool) -> None:
-        """Keep an update that was applied: a snapshot replaces the file, a change is appended."""
+        """Keep an update that was applied: a snapshot replaces the file, a change is appended.
+
+        Behind half a line nothing is appended: the next snapshot makes the file whole. Raises
+        `StoreError`.
+        """
         line = signed.model_dump_json() + "\n"
-        if snapshot or not self._lines:
-            write_private(self.netmap_path, line)
-            self._lines = 1
-            return
-        with open(self.netmap_path, "a", opener=_private) as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        self._lines += 1
+        try:
+            if snapshot:
+                write_private(self.netmap_path, line)
+                self._lines, self._whole = 1, True
+            elif self._whole:
+                self._whole = False
+                with open(self.netmap_path, "a", opener=_private) as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._lines, self._whole = self._lines + 1, True
+        except OSError as error:
+            raise StoreError(f"{str(self.netmap_path)!r} cannot be written: {error.strerror}") from None
 
     @property
     def wants_snapshot(self) -> bool:
-        return self._lines > COMPACT_AFTER
+        """Whether the file should be made anew: it is long, or ends in half a line."""
+        return self._lines > COMPACT_AFTER or not self._whole
 
     def load_ended(self) -> set[str]:
         """Ids of connections that the user ended while the broker was away."""
@@ -166,7 +206,10 @@ class Store:
             return set()
 
     def save_ended(self, connection_ids: set[str]) -> None:
-        write_private(self.ended_path, json.dumps(sorted(connection_ids)) + "\n")
+        try:
+            write_private(self.ended_path, json.dumps(sorted(connection_ids)) + "\n")
+        except OSError as error:
+            raise StoreError(f"{str(self.ended_path)!r} cannot be written: {error.strerror}") from None
 
     def _damaged(self, error: Exception) -> None:
         aside = put_aside(self.netmap_path)

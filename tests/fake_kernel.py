@@ -230,7 +230,7 @@ class FakeKernel:
         subnet = [a for a in link.addresses if a.network == address.network]
         gone = subnet if address.version == 4 and subnet[0] == address else [address]
         link.addresses = [a for a in link.addresses if a not in gone]
-        if not any(a.version == 4 for a in link.addresses):
+        if address.version == 4 and not any(a.version == 4 for a in link.addresses):
             link.routes = {n for n in link.routes if n.version == 6}
 
     def _drop(self, link: FakeLink, version: int) -> None:

@@ -23,6 +23,12 @@ class AgentNotRunning(CommandError):
     code = "agent-not-running"
 
 
+class AgentSilent(CommandError):
+    """An agent took the request and has not answered."""
+
+    code = "agent-silent"
+
+
 class AgentRefused(CommandError):
     """The agent understood and refused; `code` says why."""
 
@@ -53,9 +59,9 @@ def ask(path: Path, command: str, timeout: float = 60.0, **arguments: Any) -> An
         try:
             text = connection.makefile("rb").readline()
         except TimeoutError:
-            raise AgentNotRunning(f"the agent has not answered within {timeout:.0f} s: see its log") from None
+            raise AgentSilent(f"the agent has not answered within {timeout:.0f} s: see its log") from None
     if not text.endswith(b"\n"):
-        raise AgentNotRunning("the agent ended before it answered: see its log")
+        raise AgentSilent("the agent ended before it answered: see its log")
     answer = json.loads(text)
     if "error" in answer:
         raise AgentRefused(str(answer["error"]), str(answer["detail"]))

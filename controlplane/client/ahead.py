@@ -21,6 +21,8 @@ def send_connect(words: list[str]) -> None:
     if names[0].startswith("-") or not names[0].isascii():
         return
     path = os.environ.get("HORIZON_SOCKET", SOCKET)
+    if path != os.path.abspath(path):
+        return
     line = b'{"command": "connect", "arguments": {"server": "%s"}}\n' % names[0].encode()
     connection = _socket.socket(_socket.AF_UNIX)
     try:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import ip_network
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from controlplane.protocol.errors import NetMapError
 from controlplane.protocol.keys import PublicKey
@@ -65,7 +65,7 @@ class NetMapPeer(_Message):
     allowed_ips: tuple[IPNetwork, ...]
     endpoint: Endpoint | None = None
     persistent_keepalive: int = Field(default=0, ge=0, le=65535)
-    authorized_until: datetime
+    authorized_until: AwareDatetime
     """Until then both sides may start a session without asking the broker again."""
     accept_from: tuple[IPNetwork, ...] = ()
     """Sources behind this peer that may open connections to the subject; its own addresses never."""
@@ -99,7 +99,7 @@ class NetMapUpdate(_Message):
     """The id of the server or device that this is for."""
     since: int | None = None
     revision: int
-    issued_at: datetime
+    issued_at: AwareDatetime
     interface: NetMapInterface | None = None
     """Always there in a snapshot; in a change only if it changed."""
     peers: tuple[NetMapPeer, ...] = ()
@@ -129,7 +129,7 @@ def apply_update(netmap: NetMap | None, update: NetMapUpdate) -> NetMap:
     if netmap is not None and update.revision < netmap.revision:
         raise NetMapError(
             f"the netmap goes back from revision {netmap.revision} to {update.revision}: "
-            "was the broker restored from an old backup?"
+            "if the broker was restored from a backup, remove this agent's netmap.jsonl and start it again"
         )
     if update.since is None:
         if update.interface is None:

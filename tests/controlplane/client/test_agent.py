@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.client.agent import AgentNotRunning, AgentRefused, ask
+from controlplane.client.agent import AgentNotRunning, AgentRefused, AgentSilent, ask
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def test_an_agent_that_may_not_be_asked(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("reply", [b"", b'{"result": '])
 def test_an_agent_that_ends_meanwhile(tmp_path: Path, reply: bytes) -> None:
     path = tmp_path / "client.sock"
-    with agent(path, lambda _: reply), pytest.raises(AgentNotRunning, match="ended before it answered"):
+    with agent(path, lambda _: reply), pytest.raises(AgentSilent, match="ended before it answered"):
         ask(path, "status")
 
 
@@ -87,6 +87,6 @@ def test_an_agent_that_does_not_answer_in_time(tmp_path: Path) -> None:
     path = tmp_path / "client.sock"
     with (
         agent(path, lambda _: None),
-        pytest.raises(AgentNotRunning, match="not answered within 0 s: see its log"),
+        pytest.raises(AgentSilent, match="not answered within 0 s: see its log"),
     ):
         ask(path, "status", timeout=0.1)
