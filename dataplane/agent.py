@@ -129,6 +129,7 @@ class Agent(ABC):
                 await self._on_host(self._reconciler.close)
             self._host_thread.shutdown()
             self._disk_thread.shutdown()
+            self.store.unlock()
 
     async def _start(self) -> None:
         """What the netmap on disk says, before anybody is asked. Only what no waiting mends is fatal."""

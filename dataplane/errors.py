@@ -23,7 +23,7 @@ class NameTaken(DataplaneError):
     def __str__(self) -> str:
         return (
             f"interface {self.name!r} exists and is not ours (kind {self.kind!r}): choose another "
-            f"name with '--interface OTHER', or remove it with 'ip link delete {self.name}'"
+            "name with '--interface OTHER'"
         )
 
 

@@ -31,6 +31,9 @@ from dataplane.state import BackendKind, DeviceState
 class _Message(wgmsg):  # type: ignore[misc]  # pyroute2 has no types
     """pyroute2's message, with the list of peers left as bytes."""
 
+    # pyroute2 compiles the map once a class and notes so here, which a subclass would inherit together
+    # with the compiled map of its parent.
+    _nlmsg_base__compiled_nla = False
     nla_map = tuple(
         (name, "packed_peers" if name == "WGDEVICE_A_PEERS" else kind) for name, kind in wgmsg.nla_map
     )

@@ -13,7 +13,7 @@ from dataplane.store import AgentState, Store
 def agent_parts(store: Store) -> tuple[Store, AgentState, Callable[[], HostLike], BrokerClient]:
     """Store, enrolment, a maker of the host (in its own thread), and the broker's client."""
     state = store.load()
-    store.lock()
+    store.lock(state.interface)
 
     def make_host() -> HostLike:
         return Host(state.backend)  # type: ignore[arg-type]

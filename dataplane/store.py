@@ -27,9 +27,10 @@ from controlplane.protocol.envelope import Signed, unseal
 from controlplane.protocol.errors import EnvelopeError, NetMapError, ProtocolError
 from controlplane.protocol.keys import IdentityKey, IdentityPublicKey, PrivateKey
 from controlplane.protocol.netmap import NETMAP_CONTEXT, NetMap, NetMapUpdate, apply_update
-from dataplane.errors import AlreadyRunning, DataplaneError, StoreError
+from dataplane.errors import AlreadyRunning, DataplaneError, NotPermitted, StoreError
 
 log = logging.getLogger(__name__)
+INTERFACE_LOCKS = Path("/run/horizon")
 COMPACT_AFTER = 1000
 """Changes kept before a snapshot is asked for, to make the file short again."""
 
@@ -81,21 +82,24 @@ class Store:
         self.netmap_path = directory / "netmap.jsonl"
         self.ended_path = directory / "ended.json"
         self._lines = 0
+        self._locks: list[int] = []
         self._whole = True
         """Whether the netmap's file ends where a change can be appended."""
 
-    def lock(self) -> None:
-        """Keep the directory for this process, until it ends. Raises `AlreadyRunning`."""
+    def lock(self, interface: str) -> None:
+        """Keep the directory and the interface name for this process. Raises `AlreadyRunning`."""
         ensure_private_directory(self.directory)
-        self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise AlreadyRunning(
-                f"another {self.role} agent runs with {str(self.directory)!r}: stop it, or give this one "
-                "a --state-dir of its own"
-            ) from None
+        otherwise = (
+            f"an agent runs already with {str(self.directory)!r}: stop it, or give this one a --state-dir "
+            "of its own"
+        )
+        self._locks.append(hold(self.directory / "lock", otherwise))
+        self._locks.append(hold_interface(interface))
+
+    def unlock(self) -> None:
+        """Let others have them."""
+        while self._locks:
+            os.close(self._locks.pop())
 
     def load(self) -> AgentState:
         """The enrolment. Raises `NotJoined`."""
@@ -225,6 +229,33 @@ def open_update(signed: Signed, state: AgentState) -> NetMapUpdate:
     if update.subject != state.agent_id:
         raise NetMapError(f"the netmap is for {update.subject!r}, and this is {state.agent_id!r}")
     return update
+
+
+def hold_interface(name: str, directory: Path = INTERFACE_LOCKS) -> int:
+    """Keep an interface name of this network namespace; see `hold`."""
+    namespace = os.stat("/proc/self/ns/net").st_ino
+    return hold(
+        directory / f"{name}-{namespace}.lock",
+        f"another agent runs interface {name!r}: choose another with --interface, or stop that agent",
+    )
+
+
+def hold(path: Path, otherwise: str) -> int:
+    """Lock a file until its descriptor, which is given back, is closed or this process ends.
+
+    Raises `AlreadyRunning` with `otherwise`, or `NotPermitted`.
+    """
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PermissionError:
+        raise NotPermitted(f"write {str(path)!r}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyRunning(otherwise) from None
+    return descriptor
 
 
 def _private(path: str, flags: int) -> int:

@@ -9,7 +9,7 @@ from controlplane.client.console import print_json, print_table
 from dataplane.cli.common import (
     add_command,
     add_join_arguments,
-    check_interface_free,
+    check_host,
     print_status,
     read_invite,
     run_agent,
@@ -49,7 +49,7 @@ def join(options: argparse.Namespace) -> int:
     from dataplane.store import Store
 
     invite = Invite.parse(read_invite(options), InviteKind.device)
-    check_interface_free(options.interface, options.backend)
+    check_host(options.interface, options.backend)
     store = Store(options.state_dir, "client")
     state = begin(store, invite, options.interface, options.backend, listen_port=0)
     name = options.name or default_name()

@@ -65,18 +65,44 @@ def read_invite(options: argparse.Namespace) -> str:
     return input() if text == "-" else text
 
 
-def check_interface_free(name: str, backend: str) -> None:
-    """Raise `NameTaken` before an invite is used up for an interface that could not be made."""
+def check_host(name: str, backend: str, listen_port: int = 0) -> None:
+    """Raise before an invite is used up for an agent that could not run here.
+
+    The interface is made and removed again, where there is none of that name yet.
+    """
+    import socket
     import time
 
     from controlplane.protocol.keys import PrivateKey
     from controlplane.protocol.wireguard import InterfaceSpec
+    from dataplane.actions import CreateInterface, RemoveInterface
+    from dataplane.errors import BackendError
     from dataplane.host import Host
     from dataplane.plan import plan
     from dataplane.state import Desired
+    from dataplane.store import hold_interface
 
     with Host(backend) as host:  # type: ignore[arg-type]
-        plan(Desired(InterfaceSpec(name, PrivateKey.generate())), host.observe(name), time.time())
+        observed = host.observe(name)
+        wanted = InterfaceSpec(name, PrivateKey.generate(), listen_port=listen_port)
+        plan(Desired(wanted), observed, time.time())
+        held = hold_interface(name)
+        try:
+            if observed.interface is not None:
+                return
+            host.apply(CreateInterface(name))
+            host.apply(RemoveInterface(name))
+        finally:
+            os.close(held)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        if not 0 <= listen_port < 65536:
+            raise BackendError(f"listen port {listen_port} is not between 1 and 65535")
+        try:
+            probe.bind(("", listen_port))
+        except OSError as error:
+            raise BackendError(
+                f"UDP port {listen_port} cannot be used: {error.strerror}; choose another with --listen-port"
+            ) from None
 
 
 def run_agent(options: argparse.Namespace, make: Callable[[Store], Agent]) -> int:
@@ -125,10 +151,15 @@ def _down_without_agent(options: argparse.Namespace) -> dict[str, str]:
     from dataplane.state import Desired
     from dataplane.store import Store
 
-    state = Store(options.state_dir, options.role).load()
-    with Host(state.backend) as host:  # type: ignore[arg-type]
-        for action in plan(Desired(), host.observe(state.interface), time.time()):
-            host.apply(action)
+    store = Store(options.state_dir, options.role)
+    state = store.load()
+    store.lock(state.interface)
+    try:
+        with Host(state.backend) as host:  # type: ignore[arg-type]
+            for action in plan(Desired(), host.observe(state.interface), time.time()):
+                host.apply(action)
+    finally:
+        store.unlock()
     return {"down": state.interface}
 
 

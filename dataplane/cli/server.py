@@ -9,7 +9,7 @@ from controlplane.client.console import print_json
 from dataplane.cli.common import (
     add_command,
     add_join_arguments,
-    check_interface_free,
+    check_host,
     print_status,
     read_invite,
     run_agent,
@@ -58,7 +58,7 @@ def join(options: argparse.Namespace) -> int:
     invite = Invite.parse(read_invite(options), InviteKind.server)
     endpoint = Endpoint.parse(options.endpoint, options.listen_port) if options.endpoint else None
     location = Location(country=options.country, city=options.city)
-    check_interface_free(options.interface, options.backend)
+    check_host(options.interface, options.backend, options.listen_port)
     store = Store(options.state_dir, "server")
     state = begin(store, invite, options.interface, options.backend, options.listen_port)
     name = options.name or default_name()

@@ -47,6 +47,20 @@ def test_a_whole_peer_reads_back() -> None:
     assert networks(peer) == NETWORKS
 
 
+def test_peers_stay_bytes_also_where_pyroute2s_own_message_was_used_before() -> None:
+    own = wgmsg()
+    own["attrs"] = []
+    own.encode()
+
+    class Fresh(_Message):  # type: ignore[misc]  # as at the first use in a process
+        _nlmsg_base__compiled_nla = _Message.__dict__.get("_nlmsg_base__compiled_nla", True)
+
+    message = Fresh()
+    message["attrs"] = [["WGDEVICE_A_PEERS", b"x" * 20]]
+    message.encode()
+    assert message.data.endswith(b"x" * 20)
+
+
 def test_none_leaves_a_field_out() -> None:
     (peer,) = read_by_pyroute2(*pack_peers([PeerChange(KEYS[0], update_only=True)]))
     assert {name for name, _ in peer["attrs"]} == {"WGPEER_A_PUBLIC_KEY", "WGPEER_A_FLAGS"}

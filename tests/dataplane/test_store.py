@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +31,7 @@ from controlplane.protocol.netmap import (
 )
 from dataplane import store as store_module
 from dataplane.errors import AlreadyRunning, StoreError
-from dataplane.store import AgentState, NotJoined, Store, open_update
+from dataplane.store import AgentState, NotJoined, Store, hold_interface, open_update
 
 BROKER, OTHER = IdentityKey(bytes([1]) * 32), IdentityKey(bytes([2]) * 32)
 NOW = datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
@@ -309,15 +310,24 @@ def test_a_change_that_could_not_be_written_whole_is_told_and_not_appended_to(
     assert {path.name for path in store.directory.iterdir()} == {"agent.json", "netmap.jsonl"}
 
 
-def test_one_agent_at_a_time_has_a_directory(store: Store) -> None:
-    store.lock()
-    other = Store(store.directory, "server")
-    with pytest.raises(AlreadyRunning, match=r"another server agent runs with .* a --state-dir of its own"):
-        other.lock()
-    os.close(store._lock)
-    other.lock()
-    assert mode(store.directory / "lock") == 0o600
-    os.close(other._lock)
+def test_one_agent_at_a_time_has_a_directory_and_an_interface(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = partial(hold_interface, directory=tmp_path / "run")
+    monkeypatch.setattr(store_module, "hold_interface", hold)
+    other, elsewhere = Store(store.directory, "server"), Store(tmp_path / "elsewhere", "client")
+    store.lock("hz0")
+    try:
+        with pytest.raises(AlreadyRunning, match=r"runs already with .* a --state-dir of its own"):
+            other.lock("hz1")
+        with pytest.raises(AlreadyRunning, match="another agent runs interface 'hz0'"):
+            elsewhere.lock("hz0")
+        assert mode(store.directory / "lock") == 0o600
+    finally:
+        store.unlock()
+        elsewhere.unlock()
+    other.lock("hz0")
+    other.unlock()
 
 
 @pytest.mark.parametrize("left", [b"", b"{", b"\0\0\0"])

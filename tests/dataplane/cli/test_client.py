@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from controlplane.protocol.enrolment import InviteKind
 from controlplane.protocol.messages import Location
 from dataplane import client as client_module
 from dataplane.client import ClientAgent
-from dataplane.store import Store
+from dataplane.store import Store, hold_interface
 from tests.dataplane.agents import ENDPOINT, FakeHost, Rig, Stage
 from tests.harness.broker import Harness
 from tests.harness.tls import tls_broker
@@ -36,6 +37,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The state directory of this machine; no agent runs, and no real host is looked at."""
     monkeypatch.setattr("dataplane.host.Host", lambda backend: FakeHost())
+    locks = partial(hold_interface, directory=tmp_path / "run")
+    monkeypatch.setattr("dataplane.store.hold_interface", locks)
     monkeypatch.setenv("HORIZON_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("HORIZON_SOCKET", str(tmp_path / "client.sock"))
     return tmp_path / "state"

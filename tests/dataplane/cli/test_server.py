@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
 from collections.abc import Iterator
+from functools import partial
 from ipaddress import ip_interface
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 
 import horizon as command
 from controlplane.protocol.enrolment import InviteKind
-from dataplane.store import Store
+from dataplane.actions import Action, CreateInterface, RemoveInterface
+from dataplane.errors import NoBackend
+from dataplane.store import Store, hold_interface
 from tests.dataplane.agents import FakeHost, Stage
 from tests.fake_kernel import FakeLink
 from tests.harness.broker import Harness
@@ -41,6 +45,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> FakeHost:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The state directory of this machine; no agent runs."""
+    locks = partial(hold_interface, directory=tmp_path / "run")
+    monkeypatch.setattr("dataplane.store.hold_interface", locks)
     monkeypatch.setenv("HORIZON_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("HORIZON_SOCKET", str(tmp_path / "server.sock"))
     return tmp_path / "state"
@@ -79,7 +85,7 @@ def test_join_says_what_it_got(broker: Harness, host: FakeHost, here: Path, caps
     assert f"registered as server 'fra1' ({kept.agent_id})" in out
     assert "run it with `horizon server run`" in out
     assert (kept.interface, kept.listen_port, kept.backend) == ("hz0", 51820, "auto")
-    assert host.applied == []
+    assert host.applied == [CreateInterface("hz0"), RemoveInterface("hz0")], "tried, and left as it was"
     assert host.closed == 1
 
 
@@ -132,6 +138,35 @@ def test_a_taken_interface_name_is_refused_before_the_invite_is_used(
     assert uses(broker) == before
     assert not here.exists()
     assert run(capsys, "server", "join", invite, "--name", f"rom-{kind}", "--interface", "hz9")[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["kernel", "userspace"])
+def test_a_backend_that_is_not_there_is_said_before_the_invite_is_used(
+    broker: Harness, host: FakeHost, here: Path, capsys: Output, kind: str
+) -> None:
+    def lacks(action: Action) -> None:
+        raise NoBackend(f"no WireGuard of kind {kind}")
+
+    host.before_apply = lacks
+    invite, before = registration(broker), uses(broker)
+    status, _, err = run(capsys, "server", "join", invite, "--backend", kind)
+    assert (status, err) == (1, f"horizon: no WireGuard of kind {kind}\n")
+    assert uses(broker) == before
+    assert not here.exists()
+
+
+def test_a_port_that_is_taken_is_said_before_the_invite_is_used(
+    broker: Harness, host: FakeHost, here: Path, capsys: Output
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("", 0))
+        port = other.getsockname()[1]
+        invite, before = registration(broker), uses(broker)
+        status, _, err = run(capsys, "server", "join", invite, "--listen-port", str(port))
+    assert status == 1
+    assert f"UDP port {port} cannot be used: Address already in use" in err
+    assert uses(broker) == before
+    assert not here.exists()
 
 
 @pytest.mark.parametrize(
