@@ -12,10 +12,12 @@ from controlplane.connections import find_server, remove_peers
 from controlplane.db import next_revision, touch
 from controlplane.errors import NotFound
 from controlplane.ipam import SERVER_HOST
-from controlplane.models import Device, Peer, PersonalKey, RegistrationKey, Server
+from controlplane.models import Admin, AdminMachine, Device, Peer, PersonalKey, RegistrationKey, Server
 from controlplane.netmap import server_peer
 from controlplane.protocol.keys import PublicKey
 from controlplane.protocol.messages import (
+    AdminMachineInfo,
+    AdminMachineList,
     DeviceInfo,
     DeviceList,
     ExportResponse,
@@ -98,6 +100,34 @@ def revoke_personal_key(broker: Broker, session: Session, key_id: str) -> None:
     key.status = "revoked"
     for device in session.exec(select(Device).where(Device.key_id == key_id)).all():
         _revoke_device(broker, session, device)
+
+
+def list_machines(session: Session) -> AdminMachineList:
+    rows = session.exec(
+        select(AdminMachine, Admin.username)
+        .join(Admin, col(Admin.admin_id) == col(AdminMachine.admin_id))
+        .order_by(Admin.username, col(AdminMachine.creation_date))
+    ).all()
+    return AdminMachineList(
+        machines=tuple(
+            AdminMachineInfo(
+                machine_id=machine.machine_id,
+                name=machine.name,
+                username=username,
+                status=machine.status,
+                created_at=machine.creation_date,
+            )
+            for machine, username in rows
+        )
+    )
+
+
+def revoke_machine(session: Session, machine_id: str) -> None:
+    """An administrator's machine signs no more; `horizon broker invite` lets the last one back in."""
+    machine = session.get(AdminMachine, machine_id)
+    if machine is None:
+        raise NotFound(f"no machine {machine_id!r}: `horizon admin machine list` shows them")
+    machine.status = "revoked"
 
 
 def list_devices(session: Session, include_revoked: bool) -> DeviceList:

@@ -14,11 +14,13 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from sqlalchemy import exc
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from controlplane import upkeep
 from controlplane.broker import Broker
-from controlplane.errors import BodyTooLarge, BrokerError, problem_of
+from controlplane.errors import BodyTooLarge, BrokerError, Busy, problem_of
 from controlplane.protocol.errors import PROBLEM_MEDIA_TYPE, Problem, ProtocolError
 from controlplane.protocol.messages import API, MAX_BODY
 from controlplane.protocol.version import VERSION
@@ -37,8 +39,13 @@ def create_app(broker: Broker) -> FastAPI:
         loop = asyncio.get_running_loop()
         broker.notifier.bind(loop)
         broker.applied.bind(loop)
-        yield
-        broker.close()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                task = tasks.create_task(upkeep.keep(broker))
+                yield
+                task.cancel()
+        finally:
+            broker.close()
 
     app = FastAPI(
         title="Horizon broker",
@@ -55,6 +62,8 @@ def create_app(broker: Broker) -> FastAPI:
     app.add_exception_handler(ProtocolError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(exc.OperationalError, _database_error)
+    app.add_exception_handler(exc.TimeoutError, _database_error)
     app.add_exception_handler(Exception, _unforeseen)
     return app
 
@@ -91,6 +100,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
     code = {404: "no-such-route", 405: "method-not-allowed"}.get(error.status_code, "http-error")
     detail = f"{request.method} {request.url.path}: {error.detail}"
     return respond(Problem.of(code, error.status_code, detail))
+
+
+async def _database_error(request: Request, error: Exception) -> Response:
+    """A database that others hold too long is a reason to try again; any other fault is unforeseen."""
+    if isinstance(error, exc.OperationalError) and "locked" not in str(error.orig):
+        raise error
+    log.warning("%s %s: %s", request.method, request.url.path, error)
+    return respond(problem_of(Busy("the broker's database is busy: try again in some seconds")))
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

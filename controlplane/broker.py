@@ -16,6 +16,8 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from anyio import CapacityLimiter
+from sqlalchemy import delete
+from sqlmodel import col, select
 
 from controlplane import ipam
 from controlplane.client.files import ensure_private_directory, write_private
@@ -23,16 +25,19 @@ from controlplane.config import BrokerConfig
 from controlplane.db import Database, create_engine, setting
 from controlplane.errors import StartError
 from controlplane.keyhash import PersonalKeyHasher
+from controlplane.models import Setting, SignedAhead
 from controlplane.protocol.enrolment import EnrolmentKey, Invite
 from controlplane.protocol.errors import KeyFormatError
 from controlplane.protocol.keys import IdentityKey
-from controlplane.protocol.signing import ReplayGuard
+from controlplane.protocol.signing import WINDOW, ReplayGuard
 from controlplane.protocol.wireguard import Endpoint
-from controlplane.tls import ensure_certificate, spki_pin
+from controlplane.tls import check_pair, ensure_certificate, spki_pin
 from controlplane.watch import Applied, Notifier
 
 log = logging.getLogger(__name__)
 SIGNING_KEY = "signing.key"
+_ADVERTISE, _PIN = "advertise", "tls_pin"
+"""Settings: where and by which pin the broker was last reached."""
 
 
 @dataclass(slots=True)
@@ -45,11 +50,12 @@ class Broker:
     pools: ipam.Pools
     pin: str
     """Of the TLS certificate, as invites carry it."""
-    certificate: Path
-    certificate_key: Path
     advertise: Endpoint
     notifier: Notifier
     guard: ReplayGuard
+    certificate: Path | None = None
+    """None in a broker that was opened to make invites only."""
+    certificate_key: Path | None = None
     clock: Callable[[], float] = time.time
     applied: Applied = field(default_factory=Applied)
     hasher: PersonalKeyHasher = field(default_factory=PersonalKeyHasher)
@@ -67,7 +73,7 @@ class Broker:
 
 
 def open_broker(config: BrokerConfig, clock: Callable[[], float] = time.time) -> Broker:
-    """Open or first make everything in the data directory. Raises `StartError`."""
+    """Open or first make everything in the data directory, to serve. Raises `StartError`."""
     try:
         ensure_private_directory(config.data_dir)
     except OSError as error:
@@ -76,24 +82,77 @@ def open_broker(config: BrokerConfig, clock: Callable[[], float] = time.time) ->
     certificate, certificate_key = _certificate(config, advertise.host)
     notifier = Notifier()
     database = Database(create_engine(config.url), notifier.notify)
-    return Broker(
+    broker = Broker(
         config=config,
         database=database,
         signing_key=_signing_key(config.data_dir / SIGNING_KEY),
         pools=_pools(database, config),
         pin=spki_pin(certificate),
+        advertise=advertise,
+        notifier=notifier,
+        guard=_guard(database, clock),
         certificate=certificate,
         certificate_key=certificate_key,
-        advertise=advertise,
+        clock=clock,
+    )
+    with database.write() as session:
+        session.merge(Setting(name=_ADVERTISE, value=str(broker.advertise)))
+        session.merge(Setting(name=_PIN, value=broker.pin))
+    return broker
+
+
+def reopen_broker(config: BrokerConfig, clock: Callable[[], float] = time.time) -> Broker:
+    """A broker as it last ran, to make invites beside it; its certificate is not looked for.
+
+    Raises `StartError` where none ran yet; keys and certificates are never made here.
+    """
+    if not (config.data_dir / SIGNING_KEY).exists():
+        raise StartError(
+            f"no broker in {str(config.data_dir)!r}: give --data-dir, or start one with `horizon broker run`"
+        )
+    notifier = Notifier()
+    database = Database(create_engine(config.url), notifier.notify)
+    with database.read() as session:
+        advertise, pin = session.get(Setting, _ADVERTISE), session.get(Setting, _PIN)
+    if advertise is None or pin is None:
+        database.close()
+        raise StartError(
+            f"the broker in {str(config.data_dir)!r} has not run with this database yet: start it with "
+            "`horizon broker run`, or give the same --database-url"
+        )
+    return Broker(
+        config=config,
+        database=database,
+        signing_key=_signing_key(config.data_dir / SIGNING_KEY),
+        pools=_pools(database, config),
+        pin=pin.value,
+        advertise=config.advertise or Endpoint.parse(advertise.value),
         notifier=notifier,
         guard=ReplayGuard(started=clock()),
         clock=clock,
     )
 
 
+def _guard(database: Database, clock: Callable[[], float]) -> ReplayGuard:
+    """A guard that keeps in the database what a later run must still refuse."""
+    started = clock()
+    with database.read() as session:
+        ahead = {row.key_id: row.created for row in session.exec(select(SignedAhead)).all()}
+
+    def keep(key_id: str, created: float) -> None:
+        with database.write() as session:
+            session.execute(delete(SignedAhead).where(col(SignedAhead.created) < clock() - WINDOW))
+            newest = session.get(SignedAhead, key_id)
+            if newest is None or newest.created < created:
+                session.merge(SignedAhead(key_id=key_id, created=created))
+
+    return ReplayGuard(started, ahead, keep)
+
+
 def _certificate(config: BrokerConfig, advertise: str) -> tuple[Path, Path]:
     given = config.tls_certificate, config.tls_key
     if given[0] is not None and given[1] is not None:
+        check_pair(given[0], given[1])
         return given[0], given[1]
     if given != (None, None):
         raise StartError("a TLS certificate needs its key: give --tls-certificate and --tls-key")

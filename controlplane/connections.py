@@ -31,7 +31,7 @@ from controlplane.protocol.messages import (
 ONLINE_WITHIN = timedelta(seconds=90)
 """Three heartbeats."""
 EXPORT_LIFETIME = timedelta(days=3650)
-"""A plain WireGuard peer has no agent that could renew: it holds until revoked."""
+"""A plain WireGuard peer has no agent that could renew: it holds until revoked or its user's key expires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,16 @@ def remove_peers(broker: Broker, session: Session, peers: list[Peer]) -> None:
             connection.connection_end = broker.now()
 
 
+def end_lapsed(broker: Broker, session: Session) -> int:
+    """End what is authorised no longer, and say how many: the personal key expired, or the device did not
+    ask for its netmap in all the time (it may connect again)."""
+    peers = session.exec(
+        select(Peer).where(col(Peer.authorized_until) <= broker.now(), col(Peer.removed_at).is_(None))
+    ).all()
+    remove_peers(broker, session, list(peers))
+    return len(peers)
+
+
 def renewals(broker: Broker, session: Session, device: Device) -> list[Peer]:
     """The peers of a device whose authorisation is to be prolonged: half of it is gone."""
     key = _personal_key(session, device)
@@ -129,10 +139,31 @@ def renewals(broker: Broker, session: Session, device: Device) -> list[Peer]:
     return [peer for peer in peers if renewal_due(broker, peer, key)]
 
 
+def list_connections(
+    session: Session, device_id: str | None, include_ended: bool
+) -> tuple[ConnectionInfo, ...]:
+    """The connections of a device (None: of all), newest first, at most 1,000."""
+    statement = (
+        select(Connection, Server, Device, Peer)
+        .join(Server, col(Server.server_id) == col(Connection.server_id))
+        .join(Device, col(Device.device_id) == col(Connection.device_id))
+        .outerjoin(Peer, col(Peer.connection_id) == col(Connection.connection_id))
+        .order_by(col(Connection.connection_start).desc())
+        .limit(1000)
+    )
+    if device_id is not None:
+        statement = statement.where(Connection.device_id == device_id)
+    if not include_ended:
+        statement = statement.where(Connection.status != "ended")
+    return tuple(_info(*row) for row in session.exec(statement).all())
+
+
 def renew(broker: Broker, session: Session, device: Device) -> None:
     """Prolong the authorisation of a device that asks for its netmap."""
     for peer in renewals(broker, session, device):
-        peer.authorized_until = authorized_until(broker, _personal_key(session, device))
+        peer.authorized_until = authorized_until(
+            broker, _personal_key(session, device), broker.config.authorization
+        )
         _mark(session, peer, next_revision(session))
 
 
@@ -161,6 +192,10 @@ def describe(session: Session, connection: Connection, peer: Peer | None = None)
     device = session.get_one(Device, connection.device_id)
     if peer is None:
         peer = session.exec(select(Peer).where(Peer.connection_id == connection.connection_id)).first()
+    return _info(connection, server, device, peer)
+
+
+def _info(connection: Connection, server: Server, device: Device, peer: Peer | None) -> ConnectionInfo:
     return ConnectionInfo(
         connection_id=connection.connection_id,
         server_id=server.server_id,
@@ -212,10 +247,8 @@ def _open(
         peer = _place_peer(broker, session, server, device, connection, peer)
     else:
         connection = session.get_one(Connection, peer.connection_id)
-    if device.identity is None:
-        peer.authorized_until = broker.now() + EXPORT_LIFETIME
-    else:
-        peer.authorized_until = authorized_until(broker, key)
+    lifetime = EXPORT_LIFETIME if device.identity is None else broker.config.authorization
+    peer.authorized_until = authorized_until(broker, key, lifetime)
     _mark(session, peer, next_revision(session))
     session.flush()
     return Opened(

@@ -9,6 +9,7 @@ the response may have been lost.
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, update
@@ -100,23 +101,38 @@ def _create_key(
     )
 
 
-def create_personal_key(broker: Broker, session: Session, request: PersonalKeyRequest) -> InviteCreated:
+@dataclass(frozen=True, slots=True)
+class HashedKey:
+    """A new personal key and what is stored of it."""
+
+    key: EnrolmentKey
+    key_hash: str
+    key_salt: str
+
+
+def generate_personal_key(broker: Broker) -> HashedKey:
+    """Takes a tenth of a second, so it comes before the transaction."""
     key = EnrolmentKey.generate(InviteKind.device)
-    key_hash, key_salt = broker.hasher.hash(key.secret)
+    return HashedKey(key, *broker.hasher.hash(key.secret))
+
+
+def create_personal_key(
+    broker: Broker, session: Session, request: PersonalKeyRequest, hashed: HashedKey
+) -> InviteCreated:
     lifetime = None if request.expires_in is None else timedelta(seconds=request.expires_in)
     row = PersonalKey(
-        key_id=key.key_id,
+        key_id=hashed.key.key_id,
         user_name=request.user_name,
         user_email=request.user_email,
-        key_hash=key_hash,
-        key_salt=key_salt,
+        key_hash=hashed.key_hash,
+        key_salt=hashed.key_salt,
         creation_date=broker.now(),
         expiration_date=None if lifetime is None else broker.now() + lifetime,
         notes=request.notes,
     )
     session.add(row)
     return InviteCreated(
-        key_id=key.key_id, invite=broker.invite(key).reveal(), expires_at=row.expiration_date
+        key_id=row.key_id, invite=broker.invite(hashed.key).reveal(), expires_at=row.expiration_date
     )
 
 
@@ -157,7 +173,8 @@ def register(broker: Broker, session: Session, request: RegisterRequest, public_
 def authenticate(broker: Broker, session: Session, request: AuthRequest, key_id: str) -> AuthResponse:
     """A device joins with the personal key `key_id`, which `verify_personal_key` has verified.
 
-    Two steps, because the hash takes a tenth of a second and nobody shall hold the writer's lock for it.
+    Two steps, because the hash takes a tenth of a second and nobody shall hold the writer's lock, or a
+    connection to the database, for it.
     """
     key = session.exec(select(PersonalKey).where(PersonalKey.key_id == key_id)).one()
     check_personal_key(key, broker.now())
@@ -212,6 +229,8 @@ def login(broker: Broker, session: Session, request: LoginRequest) -> LoginRespo
             creation_date=broker.now(),
         )
         session.add(machine)
+    elif machine.status != "active":
+        raise Revoked(f"machine {machine.name!r} was revoked: log in again with a new invite")
     admin = session.exec(select(Admin).where(Admin.admin_id == machine.admin_id)).one()
     admin.last_login = broker.now()
     return LoginResponse(
@@ -231,15 +250,19 @@ def ensure_owner(broker: Broker, session: Session) -> InviteCreated | None:
     return create_admin_key(broker, session, owner.admin_id)
 
 
-def verify_personal_key(broker: Broker, session: Session, given: EnrolmentKey) -> str:
-    """The id of a personal key that is whole, active and not expired."""
+def verify_personal_key(broker: Broker, given: EnrolmentKey) -> str:
+    """The id of a personal key that is whole; `authenticate` checks whether it holds still.
+
+    Opens its own read, and no longer than it takes to find the hash.
+    """
     if given.kind is not InviteKind.device:
         raise WrongKind(f"{given.visible}… is not a personal key: devices join with a personal key")
-    key = session.get(PersonalKey, given.key_id)
-    if not broker.hasher.matches(given.secret, key.key_hash if key else None) or key is None:
+    with broker.database.read() as session:
+        key = session.get(PersonalKey, given.key_id)
+        expected = key.key_hash if key else None
+    if not broker.hasher.matches(given.secret, expected):
         raise KeyRefused(_REFUSED)
-    check_personal_key(key, broker.now())
-    return key.key_id
+    return given.key_id
 
 
 def check_personal_key(key: PersonalKey, now: datetime) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import ClassVar
 
-from sqlalchemy import Index, UniqueConstraint
+from sqlalchemy import Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 NO_PASSWORD = "!"  # noqa: S105  (not a password but the lack of one)
@@ -167,6 +167,7 @@ class Peer(SQLModel, table=True):
         Index("idx_peers_device_revision", "device_id", "device_revision"),
         Index("idx_peers_server_removed", "server_id", "removed_at"),
         Index("idx_peers_connection_id", "connection_id"),
+        Index("idx_peers_authorized_until", "authorized_until", sqlite_where=text("removed_at IS NULL")),
     )
 
     peer_id: int | None = Field(default=None, primary_key=True)
@@ -188,7 +189,10 @@ class Peer(SQLModel, table=True):
 
 class Heartbeat(SQLModel, table=True):
     __tablename__: ClassVar[str] = "heartbeats"
-    __table_args__ = (Index("idx_heartbeats_server_id", "server_id"),)
+    __table_args__ = (
+        Index("idx_heartbeats_server_id", "server_id"),
+        Index("idx_heartbeats_received_time", "received_time"),
+    )
 
     heartbeat_id: int | None = Field(default=None, primary_key=True)
     server_id: str = Field(foreign_key="servers.server_id", ondelete="CASCADE")
@@ -240,6 +244,17 @@ class AdminMachine(SQLModel, table=True):
     key_id: str = Field(foreign_key="registration_keys.key_id")
     creation_date: datetime
     status: str = "active"
+
+
+class SignedAhead(SQLModel, table=True):
+    """The newest accepted signature of a signer whose clock is ahead of the broker's: after a restart
+    nothing of theirs up to it is accepted. A row is of use for a minute."""
+
+    __tablename__: ClassVar[str] = "signed_ahead"
+
+    key_id: str = Field(primary_key=True)
+    created: float
+    """Unix seconds, by the signer's clock."""
 
 
 class Setting(SQLModel, table=True):

@@ -134,15 +134,16 @@ def _networks(subnet: Subnet) -> tuple[IPv4Network, IPv6Network]:
     return subnet.ipv4, subnet.ipv6
 
 
-def authorized_until(broker: Broker, key: PersonalKey) -> datetime:
-    """Until when a device of `key` may come back without the broker."""
-    lease = broker.now() + broker.config.authorization
+def authorized_until(broker: Broker, key: PersonalKey, lifetime: timedelta) -> datetime:
+    """Until when a device of `key` may come back without the broker; never longer than the key holds."""
+    lease = broker.now() + lifetime
     return lease if key.expiration_date is None else min(lease, key.expiration_date)
 
 
 def renewal_due(broker: Broker, peer: Peer, key: PersonalKey) -> bool:
     """Whether half of an authorisation is gone and asking again would prolong it."""
     half = broker.config.authorization / 2
-    return peer.authorized_until - broker.now() < half and authorized_until(
-        broker, key
-    ) - peer.authorized_until > timedelta(minutes=1)
+    prolonged = authorized_until(broker, key, broker.config.authorization)
+    return peer.authorized_until - broker.now() < half and prolonged - peer.authorized_until > timedelta(
+        minutes=1
+    )

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, update
+from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
 from controlplane.broker import Broker
@@ -21,6 +21,7 @@ from controlplane.protocol.keys import PublicKey
 from controlplane.protocol.messages import Capability, Heartbeat, Location, ServerChange, ServerInfo
 from controlplane.protocol.wireguard import Endpoint
 
+HEARTBEATS_KEPT = timedelta(days=7)
 HANDSHAKE_SLACK = timedelta(seconds=5)
 """By how much a server's clock may be behind ours and still tell a new connection from the one before."""
 
@@ -98,29 +99,36 @@ def heartbeat(broker: Broker, session: Session, server_id: str, beat: Heartbeat)
             system_metrics=json.dumps(beat.metrics),
         )
     )
-    for report in beat.peers:
-        peer = session.exec(
-            select(Peer).where(
-                Peer.server_id == server_id,
-                Peer.device_id == report.peer_id,
-                col(Peer.removed_at).is_(None),
-            )
-        ).first()
-        if peer is None:
-            continue
+    reports = {report.peer_id: report for report in beat.peers}
+    rows = session.exec(
+        select(Peer, Connection, Device)
+        .join(Connection, col(Connection.connection_id) == col(Peer.connection_id))
+        .join(Device, col(Device.device_id) == col(Peer.device_id))
+        .where(
+            Peer.server_id == server_id,
+            col(Peer.device_id).in_(reports),
+            col(Peer.removed_at).is_(None),
+        )
+    ).all()
+    for peer, connection, device in rows:
+        report = reports[peer.device_id]
         peer.received, peer.sent = report.received, report.sent
         if report.latest_handshake is not None:
-            peer.latest_handshake = report.latest_handshake
-            _activate(session, peer, report.latest_handshake)
+            peer.latest_handshake = device.last_seen = report.latest_handshake
+            _activate(connection, report.latest_handshake)
 
 
-def _activate(session: Session, peer: Peer, handshake: datetime) -> None:
+def _activate(connection: Connection, handshake: datetime) -> None:
     """A handshake turns an intent into an active connection, unless it is of the one before."""
-    connection = session.get(Connection, peer.connection_id)
-    begun = connection is not None and handshake >= connection.connection_start - HANDSHAKE_SLACK
-    if connection is not None and connection.status == "intent" and begun:
+    if connection.status == "intent" and handshake >= connection.connection_start - HANDSHAKE_SLACK:
         connection.status = "active"
-    session.get_one(Device, peer.device_id).last_seen = handshake
+
+
+def prune_heartbeats(broker: Broker, session: Session) -> None:
+    """Forget heartbeats of more than a week ago: one each 30 s adds up."""
+    session.execute(
+        delete(HeartbeatRow).where(col(HeartbeatRow.received_time) < broker.now() - HEARTBEATS_KEPT)
+    )
 
 
 def change_server(broker: Broker, session: Session, name: str, change: ServerChange) -> ServerInfo:

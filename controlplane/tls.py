@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -72,6 +73,25 @@ def ensure_certificate(directory: Path, names: Sequence[str]) -> tuple[Path, Pat
         write_private(key, pem)
     write_private(certificate, _self_signed(private, names).public_bytes(Encoding.PEM))
     return certificate, key
+
+
+def check_pair(certificate: Path, key: Path) -> None:
+    """Raise `CertificateError`, which names the file, unless TLS can be served with a given pair."""
+    for path in (certificate, key):
+        _read(path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        raise CertificateError(
+            f"TLS cannot be served with the certificate {certificate} and the key {key} "
+            f"({reason.lower().replace('_', ' ')}): give a PEM certificate and its own key without a password"
+        ) from None
+
+
+def _no_password() -> str:
+    """Instead of OpenSSL asking for one on the terminal."""
+    raise ValueError("the key has a password")
 
 
 def spki_pin(certificate: Path) -> str:

@@ -190,6 +190,8 @@ class _Section:
             )
         except ValueError:  # it takes every numeric character for a digit
             raise SpecError(f"[{title}] has a number in other digits than 0 to 9") from None
+        except TypeError:  # it finds a peer by its public key, and takes several for a list
+            raise SpecError(f"[{title}] has several values for PublicKey: keep one") from None
         self._settings: dict[str, list[str]] = {}
         for name, values in read.items():
             texts = [str(value) for value in (values if isinstance(values, list) else [values])]

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import re
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from controlplane.client.broker import AdminClient, BrokerAddress, Signer
-from controlplane.client.console import CommandError, add_json, print_json, print_table
-from controlplane.client.files import ensure_private_directory, write_private
-from controlplane.protocol.enrolment import Invite, InviteKind
-from controlplane.protocol.keys import IdentityKey
-from controlplane.protocol.messages import (
-    LoginRequest,
-    PersonalKeyRequest,
-    RegistrationKeyRequest,
-    ServerChange,
-)
+from controlplane.cli.login import login, stored_login
+from controlplane.client.broker import AdminClient
+from controlplane.client.console import STDIN_HINT, CommandError, add_json, print_json, print_table
+from controlplane.protocol.messages import PersonalKeyRequest, RegistrationKeyRequest, ServerChange
 
 Work = Callable[[AdminClient, argparse.Namespace], Awaitable[int]]
 _DURATION = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
@@ -40,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     login_parser = nouns.add_parser("login", help="log this machine in, by an admin invite")
     login_parser.add_argument(
         "invite", metavar="INVITE", help="as the broker printed it; - reads it from stdin"
+    )
+    login_parser.add_argument(
+        "--force", action="store_true", help="also where the login of another broker is lost by it"
     )
     add_json(login_parser)
     login_parser.set_defaults(handler=login)
@@ -71,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _verb(personal, "list", list_personal_keys, "list them")
     _verb(personal, "revoke", revoke_personal_key, "revoke it and all its devices").add_argument(
         "key_id", metavar="KEY"
+    )
+
+    machine = _noun(nouns, "machine", "administrators' machines, which logged in")
+    _verb(machine, "list", list_machines, "list them")
+    _verb(machine, "revoke", revoke_machine, "accept nothing from it any more").add_argument(
+        "machine_id", metavar="MACHINE"
     )
 
     device = _noun(nouns, "device", "users' devices")
@@ -119,51 +119,9 @@ def _verb(verbs: Any, name: str, work: Work, text: str) -> argparse.ArgumentPars
     return parser
 
 
-# --- the login ----------------------------------------------------------------------------------
-
-
-def login(options: argparse.Namespace) -> int:
-    invite = Invite.parse(input() if options.invite == "-" else options.invite, InviteKind.admin)
-    identity = IdentityKey.generate()
-    machine = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:63].lstrip("._-") or "machine"
-
-    async def redeem() -> dict[str, Any]:
-        async with AdminClient(BrokerAddress.of(invite), Signer.enrolling(identity)) as client:
-            request = LoginRequest(admin_key=invite.key, identity=identity.public_key, machine=machine)
-            return (await client.login(request)).model_dump(mode="json")
-
-    ensure_private_directory(options.login_file.parent)
-    answer = asyncio.run(redeem())
-    content = {
-        "url": invite.url,
-        "pin": invite.pin,
-        "identity": identity.reveal(),
-        "admin_id": answer["admin_id"],
-        "username": answer["username"],
-    }
-    write_private(options.login_file, json.dumps(content, indent=1) + "\n")
-    if options.json:
-        print_json(answer)
-    else:
-        print(f"logged in to {invite.url} as {answer['username']}")
-    return 0
-
-
 def run_signed(options: argparse.Namespace) -> int:
     """Run a command's work with the client of the stored login."""
-    try:
-        stored = json.loads(options.login_file.read_text())
-        address = BrokerAddress(stored["url"], stored["pin"])
-        signer = Signer(IdentityKey.parse(stored["identity"]), stored["admin_id"])
-    except FileNotFoundError:
-        raise CommandError(
-            "not logged in: `horizon admin login INVITE`; on the broker's own machine "
-            "`horizon broker invite` prints one"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise CommandError(
-            f"{str(options.login_file)!r} is damaged: log in again with a new invite"
-        ) from None
+    address, signer = stored_login(options.login_file)
 
     async def work() -> int:
         async with AdminClient(address, signer) as client:
@@ -196,7 +154,7 @@ def _show_invite(options: argparse.Namespace, created: Any, command: str) -> int
         print_json(created)
     else:
         until = f" (until {created.expires_at:%Y-%m-%d %H:%M} UTC)" if created.expires_at else ""
-        print(f"Invite, shown this once{until}:\n\n  {command} '{created.invite}'\n")
+        print(f"Invite, shown this once{until}:\n\n  {command} '{created.invite}'\n\n{STDIN_HINT}")
     return 0
 
 
@@ -234,6 +192,23 @@ async def list_personal_keys(client: AdminClient, options: argparse.Namespace) -
 async def revoke_personal_key(client: AdminClient, options: argparse.Namespace) -> int:
     await client.revoke_personal_key(options.key_id)
     return _done(options, f"personal key {options.key_id} and its devices revoked")
+
+
+async def list_machines(client: AdminClient, options: argparse.Namespace) -> int:
+    machines = (await client.machines()).machines
+    columns = {
+        "username": "ADMIN",
+        "name": "MACHINE",
+        "status": "STATUS",
+        "created_at": "SINCE",
+        "machine_id": "ID",
+    }
+    return _show(options, machines, columns, "no machines")
+
+
+async def revoke_machine(client: AdminClient, options: argparse.Namespace) -> int:
+    await client.revoke_machine(options.machine_id)
+    return _done(options, f"machine {options.machine_id} revoked")
 
 
 async def list_devices(client: AdminClient, options: argparse.Namespace) -> int:

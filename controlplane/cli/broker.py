@@ -7,23 +7,24 @@ import ipaddress
 import logging
 import os
 import socket
+import sys
 from pathlib import Path
 
 import uvicorn
 from sqlmodel import select
 
 from controlplane.app import create_app
-from controlplane.broker import SIGNING_KEY, Broker, open_broker
-from controlplane.client.console import CommandError, add_json, print_json
+from controlplane.broker import Broker, open_broker, reopen_broker
+from controlplane.client.console import STDIN_HINT, CommandError, add_json, print_json
 from controlplane.config import DEFAULT_IPV4_POOL, BrokerConfig
 from controlplane.enrolment import create_admin_key, ensure_owner
 from controlplane.errors import StartError
-from controlplane.models import Admin, Setting
+from controlplane.models import Admin
 from controlplane.protocol.enrolment import DEFAULT_PORT
+from controlplane.protocol.messages import InviteCreated
 from controlplane.protocol.wireguard import Endpoint
 
 DEFAULT_DATA_DIR = "/var/lib/horizon/broker"
-_ADVERTISE = "advertise"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LENGTH",
         help="length of each server's subnet, fixed at the first run (default: %(default)s)",
     )
+    add_json(run)
     run.add_argument("--verbose", action="store_true", help="log every request")
     run.set_defaults(handler=run_broker)
     invite = commands.add_parser(
@@ -102,13 +104,9 @@ def run_broker(options: argparse.Namespace) -> int:
     )
     broker = open_broker(config)
     with broker.database.write() as session:
-        session.merge(Setting(name=_ADVERTISE, value=str(broker.advertise)))
         owner = ensure_owner(broker, session)
     if owner is not None:
-        print(
-            f"First run. Log in as the owner, within a day:\n\n  horizon admin login '{owner.invite}'\n",
-            flush=True,
-        )
+        _show_invite(options, owner, "First run. Log in as the owner, within a day:")
     serve(broker, verbose=options.verbose)
     return 0
 
@@ -148,17 +146,14 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def print_invite(options: argparse.Namespace) -> int:
-    if not (options.data_dir / SIGNING_KEY).exists():  # else a broker would be made here, by this user
-        raise CommandError(
-            f"no broker in {str(options.data_dir)!r}: give --data-dir, or start one with `horizon broker run`"
+    broker = reopen_broker(
+        BrokerConfig(
+            data_dir=options.data_dir,
+            advertise=_advertise(options, DEFAULT_PORT),
+            database_url=options.database_url,
         )
-    config = BrokerConfig(data_dir=options.data_dir, database_url=options.database_url)
-    broker = open_broker(config)
+    )
     with broker.database.write() as session:
-        stored = session.get(Setting, _ADVERTISE)
-        broker.advertise = _advertise(options, DEFAULT_PORT) or (
-            Endpoint.parse(stored.value) if stored else broker.advertise
-        )
         owner = session.exec(select(Admin).where(Admin.role == "owner")).first()
         created = (
             create_admin_key(broker, session, owner.admin_id) if owner else ensure_owner(broker, session)
@@ -166,11 +161,16 @@ def print_invite(options: argparse.Namespace) -> int:
     broker.close()
     if created is None:
         raise CommandError("the broker has no owner and made none: is its database writable?")
+    _show_invite(options, created, "Log in within a day:")
+    return 0
+
+
+def _show_invite(options: argparse.Namespace, created: InviteCreated, text: str) -> None:
     if options.json:
         print_json(created)
     else:
-        print(f"Log in within a day:\n\n  horizon admin login '{created.invite}'\n")
-    return 0
+        print(f"{text}\n\n  horizon admin login '{created.invite}'\n\n{STDIN_HINT}")
+    sys.stdout.flush()  # the broker runs on, and who reads a pipe waits for this
 
 
 def _advertise(options: argparse.Namespace, port: int) -> Endpoint | None:

@@ -26,6 +26,7 @@ from controlplane.protocol.errors import BrokerUnreachable, Problem, ProblemErro
 from controlplane.protocol.keys import IdentityKey
 from controlplane.protocol.messages import (
     API,
+    AdminMachineList,
     AuthRequest,
     AuthResponse,
     ConnectionInfo,
@@ -188,7 +189,7 @@ class BrokerClient:
         request.headers.update(signature)
         try:
             response = await self._http.send(request)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise pin_mismatch(error) or BrokerUnreachable(
                 f"no answer from the broker at {self.address.url}: {str(error) or type(error).__name__}"
             ) from error
@@ -220,6 +221,12 @@ class AdminClient(BrokerClient):
 
     async def revoke_personal_key(self, key_id: str) -> None:
         await self._send("DELETE", f"/admin/personal-keys/{_segment(key_id)}")
+
+    async def machines(self) -> AdminMachineList:
+        return await self._ask(AdminMachineList, "GET", "/admin/machines")
+
+    async def revoke_machine(self, machine_id: str) -> None:
+        await self._send("DELETE", f"/admin/machines/{_segment(machine_id)}")
 
     async def devices(self, include_revoked: bool = False) -> DeviceList:
         return await self._ask(DeviceList, "GET", "/admin/devices", query=_revoked(include_revoked))

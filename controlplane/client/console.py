@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+STDIN_HINT = "(With - in place of the invite it is read from stdin, and shows in no process list.)"
+
 
 class CommandError(Exception):
     """A command cannot go on; the message names the fix."""
@@ -30,8 +32,9 @@ def run_command(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:
-        if not _expected(error):
+    except Exception as raised:
+        error = _leaf(raised)
+        if error is None:
             raise
         code, detail = _describe(error)
         if getattr(options, "json", False):
@@ -41,11 +44,23 @@ def run_command(options: argparse.Namespace) -> int:
         return 1
 
 
+def _leaf(error: Exception) -> Exception | None:
+    """The error to tell: itself, or the first of a group; None unless all that was raised is expected."""
+    if not isinstance(error, ExceptionGroup):
+        return error if _expected(error) else None
+    leaves = [_leaf(one) for one in error.exceptions]
+    return None if None in leaves else leaves[0]
+
+
 def _describe(error: Exception) -> tuple[str, str]:
     """The code and the one line of an error; of values that no message takes: which, and why."""
+    if isinstance(error, EOFError):
+        return "failed", "stdin ended before anything was read: write the invite to it, on one line"
+    if isinstance(error, OSError) and error.filename is not None:
+        return "failed", f"{os.fsdecode(error.filename)}: {error.strerror}"
     pydantic = sys.modules.get("pydantic")
     if pydantic is None or not isinstance(error, pydantic.ValidationError):
-        return str(getattr(error, "code", "failed")), str(error)
+        return str(getattr(error, "code", "failed")), str(error) or type(error).__name__
     faults = error.errors(include_url=False)
     texts = [
         f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (given {fault['input']!r})" for fault in faults
@@ -56,7 +71,7 @@ def _describe(error: Exception) -> tuple[str, str]:
 def _expected(error: Exception) -> bool:
     """Whether an error is for the user, by the base classes of each layer; found lazily, as a command
     that never loaded a layer cannot raise its errors."""
-    if isinstance(error, CommandError | PermissionError | ConnectionError | FileNotFoundError):
+    if isinstance(error, CommandError | OSError | EOFError):
         return True
     bases = {
         "controlplane.protocol.errors": ("ProtocolError", "ProblemError", "BrokerUnreachable"),

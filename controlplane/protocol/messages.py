@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
@@ -20,12 +21,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails
 
 from controlplane.protocol.enrolment import EnrolmentKey
 from controlplane.protocol.envelope import Signed
 from controlplane.protocol.keys import IdentityPublicKey, PublicKey
-from controlplane.protocol.wireguard import IPAddress, IPInterface, IPNetwork
+from controlplane.protocol.wireguard import IPAddress, IPInterface, IPNetwork, check_host
 
 API = "/api/v1"
 MAX_BODY = 64 * 1024
@@ -36,6 +37,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 UserName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$", strip_whitespace=True)
 ]
+Host = Annotated[str, AfterValidator(check_host)]
+"""An IP address or a DNS name."""
 Text = Annotated[str, StringConstraints(max_length=255)]
 
 
@@ -71,8 +74,20 @@ class Capability(Message):
     enabled: bool = True
 
 
+_SECRET = {"registration_key", "personal_key", "admin_key", "verification_secret", "invite"}
+
+
+def _shown(line: ErrorDetails) -> object:
+    """The value an error may quote: a short one of a field that holds no secret, nor looks like one."""
+    field, value = line["loc"][:1], line["input"]
+    known = field and field[0] not in _SECRET and line["type"] != "extra_forbidden"
+    if known and isinstance(value, str | int | float) and len(str(value)) <= 63 and "hz" not in str(value):
+        return value
+    return "***"
+
+
 class SecretMessage(Message):
-    """A message that carries a secret: an error about it never holds what was sent."""
+    """A message that carries a secret: an error about it never holds what may be that."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -83,7 +98,9 @@ class SecretMessage(Message):
             return handler(value)
         except ValidationError as error:
             lines = [
-                InitErrorDetails(type=line["type"], loc=line["loc"], input="***", ctx=line.get("ctx", {}))
+                InitErrorDetails(
+                    type=line["type"], loc=line["loc"], input=_shown(line), ctx=line.get("ctx", {})
+                )
                 for line in error.errors(include_url=False)
             ]
             raise ValidationError.from_exception_data(error.title, lines, hide_input=True) from None
@@ -99,7 +116,7 @@ class RegisterRequest(SecretMessage):
     identity: IdentityPublicKey
     public_key: PublicKey
     name: Name
-    endpoint_host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,253}$")] | None = None
+    endpoint_host: Host | None = None
     """Where clients reach the server; None: the address the broker sees."""
     listen_port: int = Field(ge=1, le=65535)
     version: Text
@@ -183,7 +200,7 @@ class ServerChange(Message):
     """`PATCH /admin/servers/{server}`: what is None stays."""
 
     client_to_client: bool | None = None
-    endpoint_host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,253}$")] | None = None
+    endpoint_host: Host | None = None
 
 
 class ConnectionType(StrEnum):
@@ -329,6 +346,22 @@ class RegistrationKeyList(Message):
 
 class PersonalKeyList(Message):
     personal_keys: tuple[PersonalKeyInfo, ...]
+
+
+class AdminMachineInfo(Message):
+    """A machine from which an administrator's command line signs."""
+
+    machine_id: str
+    name: str
+    username: str
+    """Whose it is."""
+    status: str
+    """active or revoked."""
+    created_at: datetime
+
+
+class AdminMachineList(Message):
+    machines: tuple[AdminMachineInfo, ...]
 
 
 class DeviceList(Message):

@@ -11,6 +11,7 @@ seconds around the verifier's clock, and a `ReplayGuard` accepts each one once.
 from __future__ import annotations
 
 import secrets
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -100,29 +101,47 @@ def sign_request(
 
 
 class ReplayGuard:
-    """Accepts each (key id, nonce) once within the window. A machine: time is an argument.
+    """Accepts each (key id, nonce) once within the window, from any thread. A machine: time is an
+    argument.
 
     Only signatures that verified are remembered, so nobody without a key can fill it. Signatures
     created before `started` are refused as replays, because what an earlier run of the verifier
     accepted is not remembered; a client whose request falls there signs again.
+
+    A signer whose clock is ahead could be replayed across a restart nevertheless. So the newest
+    `created` of each signer that lies ahead is given to `keep`, which must make it last before it
+    returns, and comes back as `ahead`. To refuse such clocks instead would shut out machines without
+    NTP, and one mark for all would shut out everybody whose clock is right: one for each signer costs
+    a write for a wrong clock only, and refuses nothing but replays.
     """
 
-    def __init__(self, started: float) -> None:
+    def __init__(
+        self,
+        started: float,
+        ahead: Mapping[str, float] | None = None,
+        keep: Callable[[str, float], None] | None = None,
+    ) -> None:
         self._started = started
+        self._ahead = ahead or {}
+        self._keep = keep
+        self._lock = threading.Lock()
         self._seen: set[tuple[str, str]] = set()
         self._order: deque[tuple[float, tuple[str, str]]] = deque()
 
     def accept(self, key_id: str, nonce: str, created: float, now: float) -> None:
         """Raises `ReplayError` on the second sight of a nonce."""
-        while self._order and self._order[0][0] < now - 2 * WINDOW:
-            self._seen.discard(self._order.popleft()[1])
-        if created < int(self._started):
+        if created < int(self._started) or created <= self._ahead.get(key_id, float("-inf")):
             raise ReplayError("the signature was created before the broker started: sign again")
         item = (key_id, nonce)
-        if item in self._seen:
-            raise ReplayError(f"the signature with nonce {nonce!r} was used before: sign again")
-        self._seen.add(item)
-        self._order.append((now, item))
+        with self._lock:
+            while self._order and self._order[0][0] < now - 2 * WINDOW:
+                self._seen.discard(self._order.popleft()[1])
+            if item in self._seen:
+                raise ReplayError(f"the signature with nonce {nonce!r} was used before: sign again")
+            self._seen.add(item)
+            self._order.append((now, item))
+        if created > now and self._keep is not None:
+            self._keep(key_id, created)
 
     def __len__(self) -> int:
         return len(self._seen)

@@ -34,6 +34,8 @@ HANDSHAKE_FRESH = 180
 """Seconds: a session older than WireGuard's REJECT_AFTER_TIME carries nothing."""
 
 _INTERFACE_NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+"""Of a DNS name; with the underscore, which RFC 1123 lacks and names of machines have."""
 _HOST = re.compile(r"[A-Za-z0-9._:%-]{1,253}")
 
 
@@ -42,6 +44,24 @@ def check_interface_name(name: str) -> str:
     if not _INTERFACE_NAME.fullmatch(name) or name in {".", ".."}:
         raise SpecError(f"{name!r} is not an interface name: use 1 to 15 letters, digits and _ = + . -")
     return name
+
+
+def check_host(text: str) -> str:
+    """`text`, if it is an IP address or a DNS name in the form of RFC 1123; else `SpecError`.
+
+    A last label of digits only would be half an IPv4 address, which resolvers complete as they like.
+    """
+    try:
+        if "%" not in text and ip_address(text):
+            return text
+    except ValueError:
+        labels = text.split(".")
+        if len(text) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit():
+            return text
+    raise SpecError(
+        f"{text[:80]!r} is neither an IP address nor a DNS name: write 192.0.2.1, 2001:db8::1 or "
+        "vpn.example.org, without a port"
+    )
 
 
 def check_unscoped(items: Iterable[IPAddress | IPInterface | IPNetwork]) -> None:

@@ -12,6 +12,7 @@ from controlplane.auth import AdminSigner, BrokerDep, client_ip
 from controlplane.connections import Opened
 from controlplane.models import Device, Server
 from controlplane.protocol.messages import (
+    AdminMachineList,
     DeviceList,
     ExportRequest,
     ExportResponse,
@@ -54,8 +55,9 @@ def revoke_registration_key(key_id: str, broker: BrokerDep, signer: AdminSigner)
 @router.post("/admin/personal-keys", status_code=201)
 def create_personal_key(body: PersonalKeyRequest, broker: BrokerDep, signer: AdminSigner) -> InviteCreated:
     """A new user's personal key, as an invite for their devices; shown this once."""
+    hashed = enrolment.generate_personal_key(broker)
     with broker.database.write() as session:
-        return enrolment.create_personal_key(broker, session, body)
+        return enrolment.create_personal_key(broker, session, body, hashed)
 
 
 @router.get("/admin/personal-keys")
@@ -69,6 +71,19 @@ def revoke_personal_key(key_id: str, broker: BrokerDep, signer: AdminSigner) -> 
     """The key and all devices that joined by it are out at once."""
     with broker.database.write() as session:
         admin.revoke_personal_key(broker, session, key_id)
+
+
+@router.get("/admin/machines")
+def list_machines(broker: BrokerDep, signer: AdminSigner) -> AdminMachineList:
+    with broker.database.read() as session:
+        return admin.list_machines(session)
+
+
+@router.delete("/admin/machines/{machine_id}", status_code=204)
+def revoke_machine(machine_id: str, broker: BrokerDep, signer: AdminSigner) -> None:
+    """A machine that logged in signs nothing more; also the one that asks."""
+    with broker.database.write() as session:
+        admin.revoke_machine(session, machine_id)
 
 
 @router.get("/admin/devices")

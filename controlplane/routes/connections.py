@@ -6,13 +6,12 @@ import asyncio
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from sqlmodel import col, select
 
 from controlplane import connections
 from controlplane.auth import BrokerDep, DeviceOrAdmin, DeviceSigner, Role, client_ip
 from controlplane.broker import Broker
 from controlplane.connections import Opened
-from controlplane.models import Connection, Device
+from controlplane.models import Device
 from controlplane.netmap import device_update
 from controlplane.protocol.envelope import Signed
 from controlplane.protocol.messages import (
@@ -49,14 +48,9 @@ async def connect(
 @router.get("/connections")
 def list_connections(broker: BrokerDep, signer: DeviceOrAdmin, include_ended: bool = False) -> ConnectionList:
     """A device's own connections, or for an administrator all; newest first, at most 1,000."""
-    statement = select(Connection).order_by(col(Connection.connection_start).desc()).limit(1000)
-    if signer.role is Role.device:
-        statement = statement.where(Connection.device_id == signer.id)
-    if not include_ended:
-        statement = statement.where(Connection.status != "ended")
+    owner = signer.id if signer.role is Role.device else None
     with broker.database.read() as session:
-        rows = session.exec(statement).all()
-        return ConnectionList(connections=tuple(connections.describe(session, row) for row in rows))
+        return ConnectionList(connections=connections.list_connections(session, owner, include_ended))
 
 
 @router.delete("/connections/{connection_id}")

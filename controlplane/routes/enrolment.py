@@ -45,8 +45,7 @@ async def auth(body: AuthRequest, signed: SignedIdentity, broker: BrokerDep) -> 
         raise Busy(f"{HASHES_WAITING} devices are joining at once: try again in some seconds")
 
     def verify() -> str:
-        with broker.database.read() as session:
-            return enrolment.verify_personal_key(broker, session, body.personal_key)
+        return enrolment.verify_personal_key(broker, body.personal_key)
 
     def join(key_id: str) -> AuthResponse:
         with broker.database.write() as session:

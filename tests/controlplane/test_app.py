@@ -9,8 +9,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import exc
 
+from controlplane import servers
 from controlplane.client.broker import BrokerClient, Signer
+from controlplane.libsql.errors import BusyError, OperationalError
 from controlplane.protocol.keys import IdentityKey, PrivateKey
 from controlplane.protocol.messages import API, MAX_BODY
 from controlplane.protocol.version import VERSION
@@ -256,3 +259,37 @@ def _response_fields(document: dict[str, Any]) -> set[tuple[str, str]]:
                 if status.startswith("2"):
                     walk(f"{method.upper()} {path}", response.get("content", {}), frozenset())
     return found
+
+
+# --- the database -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [exc.OperationalError("UPDATE", {}, BusyError("database is locked")), exc.TimeoutError("pool")]
+)
+async def test_a_busy_database_is_a_reason_to_try_again(
+    horizon: Harness, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await horizon.device("alice")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(servers, "list_servers", fail)
+    problem = await raw.refused(horizon, raw.signed(horizon, alice.signer, "GET", "/servers"))
+    assert (problem.status, problem.code) == (503, "busy")
+    assert "try again" in problem.detail
+
+
+async def test_another_fault_of_the_database_is_not_called_busy(
+    horizon: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await horizon.device("alice")
+
+    def fail(*_: object) -> None:
+        raise exc.OperationalError("SELECT secret", {}, OperationalError("no such table: servers"))
+
+    monkeypatch.setattr(servers, "list_servers", fail)
+    problem = await raw.refused(horizon, raw.signed(horizon, alice.signer, "GET", "/servers"))
+    assert (problem.status, problem.code) == (500, "internal-error")
+    assert "table" not in problem.detail

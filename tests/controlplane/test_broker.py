@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlmodel import select
 
 from controlplane.broker import Broker, open_broker, outward_address
 from controlplane.config import BrokerConfig
 from controlplane.errors import StartError
-from controlplane.models import Setting
+from controlplane.models import Setting, SignedAhead
 from controlplane.protocol.enrolment import EnrolmentKey, Invite, InviteKind
 from controlplane.protocol.wireguard import Endpoint
 from controlplane.tls import CertificateError, spki_pin
+from tests.harness import raw
+from tests.harness.broker import Harness
 
 Start = Callable[..., Broker]
 
@@ -104,6 +107,7 @@ def test_a_certificate_that_is_not_there_is_refused_by_its_file(start: Start, tm
 
 def test_a_given_certificate_is_used_and_pinned(start: Start, tmp_path: Path) -> None:
     own = start()
+    assert own.certificate is not None
     given = open_broker(
         BrokerConfig(
             data_dir=tmp_path / "other", tls_certificate=own.certificate, tls_key=own.certificate_key
@@ -168,3 +172,34 @@ def test_the_database_url_decides_where_the_data_is(tmp_path: Path) -> None:
     broker.close()
     assert (tmp_path / "elsewhere.db").exists()
     assert not (tmp_path / "data" / "horizon.db").exists()
+
+
+async def test_a_replay_from_ahead_of_the_clock_is_refused_by_the_next_run_too(horizon: Harness) -> None:
+    alice, bob = await horizon.device("alice"), await horizon.device("bob")
+    made = raw.signed(horizon, alice.signer, "GET", "/servers", created=horizon.clock() + 30)
+    older = raw.signed(horizon, alice.signer, "GET", "/servers", created=horizon.clock() + 20)
+    for request in (made, older):
+        assert (await raw.send(horizon, request)).status_code == 200
+    horizon.advance(seconds=5)
+    again = open_broker(horizon.broker.config, horizon.clock)
+    horizon.broker.guard = again.guard
+    again.close()
+    for request in (made, older):
+        assert (await raw.refused(horizon, request)).code == "replayed-signature"
+    assert await bob.client.servers() == ()
+    horizon.advance(minutes=10)
+    ahead = raw.signed(horizon, bob.signer, "GET", "/servers", created=horizon.clock() + 10)
+    assert (await raw.send(horizon, ahead)).status_code == 200
+    with horizon.broker.database.read() as session:
+        (row,) = session.exec(select(SignedAhead)).all()
+    assert (row.key_id, row.created) == (bob.id, horizon.clock() + 10), "what is over is forgotten"
+
+
+def test_a_pair_that_does_not_match_is_refused_by_its_files(start: Start, tmp_path: Path) -> None:
+    own = start()
+    other = open_broker(BrokerConfig(data_dir=tmp_path / "other"))
+    other.close()
+    with pytest.raises(CertificateError, match=r"other/tls\.key .*(mismatch).*: give a PEM certificate"):
+        start(tls_certificate=own.certificate, tls_key=other.certificate_key)
+    with pytest.raises(CertificateError, match=r"cannot read .*x\.key: No such file"):
+        start(tls_certificate=own.certificate, tls_key=tmp_path / "x.key")

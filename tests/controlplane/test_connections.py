@@ -222,3 +222,18 @@ async def test_the_answer_carries_what_follows_the_revision_held(horizon: Harnes
     change = alice.read((await alice.connect("ams1", since=held)).netmap)
     assert change.since == held
     assert [peer.name for peer in change.peers] == ["ams1"]
+
+
+async def test_a_list_of_connections_is_one_query(horizon: Harness) -> None:
+    admin = await horizon.admin()
+    counts = []
+    await horizon.server("fra1")
+    for number in (1, 8):
+        for n in range(number):
+            await (await horizon.device(f"user{number}.{n}")).connect("fra1")
+        with horizon.selects() as selects:
+            listed = await admin.connections()
+        counts.append(len(selects))
+    assert len(listed) == 9
+    assert all(one.addresses and one.server_name == "fra1" for one in listed)
+    assert counts[0] == counts[1]

@@ -9,21 +9,23 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import argon2
 import pytest
+from argon2 import PasswordHasher
 from argon2.profiles import CHEAPEST
+from sqlalchemy import QueuePool
 from sqlmodel import select
 
 from controlplane import enrolment
 from controlplane.errors import KeyUsed
 from controlplane.keyhash import PersonalKeyHasher, digest
 from controlplane.models import PersonalKey, RegistrationKey, Server
-from controlplane.protocol.enrolment import EnrolmentKey, InviteKind
+from controlplane.protocol.enrolment import EnrolmentKey, Invite, InviteKind
 from controlplane.protocol.errors import Problem
 from controlplane.protocol.keys import IdentityKey, PrivateKey
-from controlplane.protocol.messages import LoginRequest
+from controlplane.protocol.messages import LoginRequest, PersonalKeyRequest
 from tests.harness.broker import Harness
 
 Redeem = Callable[[Harness, EnrolmentKey, IdentityKey], Awaitable[Any]]
@@ -396,3 +398,29 @@ async def test_a_flood_of_keys_is_answered_busy(horizon: Harness, monkeypatch: p
     monkeypatch.setattr("controlplane.routes.enrolment.HASHES_WAITING", 0)
     problem = await horizon.refuses(authenticate(horizon, horizon.personal_key(), IdentityKey.generate()))
     assert (problem.status, problem.code) == (503, "busy")
+
+
+async def test_nobody_waits_for_a_hash(horizon: Harness) -> None:
+    """It is computed while no connection to the database is held, let alone the writer's lock."""
+    held: list[int] = []
+    pool = horizon.broker.database.engine.pool
+    assert isinstance(pool, QueuePool)
+    connections = pool.checkedout
+    real = PasswordHasher.from_parameters(CHEAPEST)
+
+    class Watching(PasswordHasher):
+        def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
+            held.append(connections())
+            return real.hash(password, salt=salt)
+
+        def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:
+            held.append(connections())
+            return real.verify(hash, password)
+
+    admin = await horizon.admin()
+    horizon.broker.hasher = PersonalKeyHasher(Watching())
+    created = await admin.create_personal_key(PersonalKeyRequest(user_name="alice"))
+    assert held == [0]
+    await horizon.device(key=Invite.parse(created.invite).key)
+    assert held[1:]
+    assert set(held) == {0}

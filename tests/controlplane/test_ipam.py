@@ -47,7 +47,9 @@ def test_the_last_subnet_is_given_and_none_after_it(made: Pools) -> None:
     ends = last.ipv4.broadcast_address == made.ipv4.broadcast_address
     assert ends or last.ipv6.broadcast_address == made.ipv6.broadcast_address
     for number in (made.subnets, -1):
-        with pytest.raises(AddressesExhausted, match=rf"{made.ipv4} holds {made.subnets} servers.*larger pool"):
+        with pytest.raises(
+            AddressesExhausted, match=rf"{made.ipv4} holds {made.subnets} servers.*larger pool"
+        ):
             made.subnet(number)
 
 

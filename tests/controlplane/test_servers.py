@@ -195,3 +195,25 @@ async def test_a_server_that_is_not_there_cannot_be_changed(horizon: Harness) ->
     problem = await horizon.refuses(admin.change_server("par1", ServerChange(client_to_client=True)))
     assert (problem.status, problem.code) == (404, "not-found")
     assert problem.detail == "no server 'par1': none is registered yet"
+
+
+async def test_a_heartbeat_reads_all_its_peers_at_once(horizon: Harness) -> None:
+    fra1 = await horizon.server("fra1")
+    now = datetime.fromtimestamp(horizon.clock(), UTC)
+    counts = []
+    for number in (1, 12):
+        devices = [await horizon.device(f"user{number}.{n}") for n in range(number)]
+        for device in devices:
+            await device.connect("fra1")
+        beat = Heartbeat(
+            revision=None,
+            version="1.0",
+            active_connections=0,
+            peers=tuple(PeerReport(peer_id=d.id, latest_handshake=now, received=1, sent=1) for d in devices),
+        )
+        with horizon.selects() as selects:
+            await fra1.client.heartbeat(beat)
+        counts.append(len(selects))
+        for device in devices:
+            assert (await device.client.connections())[0].status is ConnectionStatus.active
+    assert counts[0] == counts[1]

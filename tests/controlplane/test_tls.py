@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from controlplane.errors import StartError
-from controlplane.tls import CertificateError, ensure_certificate, spki_pin
+from controlplane.tls import CertificateError, check_pair, ensure_certificate, spki_pin
 
 NAMES = ["broker.example", "192.0.2.1", "2001:db8::1", "bröker.example"]
 
@@ -142,3 +148,14 @@ def test_a_refused_name_can_be_corrected(tmp_path: Path) -> None:
         ensure_certificate(tmp_path, ["two words"])
     certificate, _ = ensure_certificate(tmp_path, NAMES)
     assert spki_pin(certificate)
+
+
+def test_a_key_with_a_password_is_refused_and_not_asked_for(tmp_path: Path) -> None:
+    certificate, key = ensure_certificate(tmp_path, ["broker.example"])
+    check_pair(certificate, key)
+    private = load_pem_private_key(key.read_bytes(), None)
+    key.write_bytes(
+        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"swordfish"))
+    )
+    with pytest.raises(CertificateError, match=r"tls\.key .*password"):
+        check_pair(certificate, key)

@@ -226,6 +226,10 @@ SECOND = f"\n[Peer]\nPublicKey = {BOB}\nAllowedIPs = 10.1.0.0/24\n"
         (PLAIN + "Address = 10.0.0.1/32\n", "[Peer] has a setting 'address'"),
         (changed("MTU = 1380", "PostUp = curl evil.example"), "remove them"),
         (changed(f"PublicKey = {ALICE}\n", ""), "[Peer] has no PublicKey"),
+        (
+            changed(f"PublicKey = {ALICE}\n", f"PublicKey = {ALICE}\nPublicKey = {BOB}\n"),
+            "several values for PublicKey",
+        ),
         (changed("established accept", "new accept", TEXT), "not the hooks that Horizon writes"),
         (re.sub(r"PreDown.*\n", "", TEXT), "not the hooks that Horizon writes"),
         (changed("10.1.0.1 drop", "10.1.0.300 drop", TEXT), "not the hooks that Horizon writes"),

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,7 @@ from controlplane.enrolment import (
     create_personal_key,
     create_registration_key,
     ensure_owner,
+    generate_personal_key,
 )
 from controlplane.keyhash import PersonalKeyHasher
 from controlplane.models import Admin
@@ -127,9 +128,10 @@ class Harness:
         return Invite.parse(created.invite).key
 
     def personal_key(self, user: str = "alice", expires_in: int | None = None) -> EnrolmentKey:
+        request = PersonalKeyRequest(user_name=user, expires_in=expires_in)
+        hashed = generate_personal_key(self.broker)
         with self.broker.database.write() as session:
-            request = PersonalKeyRequest(user_name=user, expires_in=expires_in)
-            created = create_personal_key(self.broker, session, request)
+            created = create_personal_key(self.broker, session, request, hashed)
         return Invite.parse(created.invite).key
 
     def admin_key(self) -> EnrolmentKey:
@@ -211,6 +213,21 @@ class Harness:
                 table.name: sorted(map(repr, session.execute(sqlalchemy.select(table)).all()))
                 for table in SQLModel.metadata.sorted_tables
             }
+
+    @contextmanager
+    def selects(self) -> Iterator[list[str]]:
+        """The SELECTs that the broker makes in the block."""
+        found: list[str] = []
+
+        def note(_: object, __: object, statement: str, *___: object) -> None:
+            if statement.lstrip().startswith("SELECT"):
+                found.append(statement)
+
+        sqlalchemy.event.listen(self.broker.database.engine, "before_cursor_execute", note)
+        try:
+            yield found
+        finally:
+            sqlalchemy.event.remove(self.broker.database.engine, "before_cursor_execute", note)
 
     async def refuses(self, call: Awaitable[object]) -> Problem:
         """The problem that `call` ends in; the database is as before."""

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from controlplane.cli.admin import duration
+from controlplane.client.broker import AdminClient
 from controlplane.protocol.enrolment import EnrolmentKey, Invite, InviteKind
+from controlplane.protocol.errors import BrokerUnreachable
+from controlplane.protocol.messages import LoginRequest, LoginResponse
 from horizon import main
 from tests.harness.broker import Harness
 
@@ -31,6 +34,7 @@ LISTS = {
         "devices",
         "notes",
     },
+    "machine": {"machine_id", "name", "username", "status", "created_at"},
     "device": {
         "device_id",
         "name",
@@ -102,6 +106,64 @@ def test_another_brokers_pin_is_not_trusted(
     assert "nothing was sent" in capsys.readouterr().err
     right = broker.broker.invite(key).reveal()
     assert main(["admin", "--login-file", str(tmp_path / "x.json"), "login", right]) == 0
+
+
+def test_an_invite_whose_answer_was_lost_is_good_still(
+    broker: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, invite = tmp_path / "admin.json", broker.broker.invite(broker.admin_key()).reveal()
+    words = ["admin", "--login-file", str(path), "login", invite]
+    redeem = AdminClient.login
+
+    async def lose(client: AdminClient, request: LoginRequest) -> LoginResponse:
+        await redeem(client, request)
+        raise BrokerUnreachable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdminClient, "login", lose)
+        assert main(words) == 1
+    assert not path.exists()
+    (unfinished,) = tmp_path.iterdir()
+    assert unfinished.stat().st_mode & 0o777 == 0o600
+    assert main(words) == 0
+    assert list(tmp_path.iterdir()) == [path]
+    assert main(["admin", "--login-file", str(path), "server", "list", "--json"]) == 0
+    assert main([*words, "--json"]) == 1
+    assert json.loads(capsys.readouterr().err.splitlines()[-1])["error"] == "used-key"
+    assert list(tmp_path.iterdir()) == [path], "what was there is kept, and nothing beside it"
+    assert main(["admin", "--login-file", str(path), "server", "list", "--json"]) == 0
+
+
+def test_the_login_of_another_broker_is_not_lost(
+    broker: Harness, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "admin.json"
+    other = {"url": "https://other.example:8443", "pin": "A" * 43, "admin_id": "adm_1", "username": "owner"}
+    path.write_text(json.dumps(other))
+    invite = broker.broker.invite(broker.admin_key()).reveal()
+    words = ["admin", "--login-file", str(path), "login", invite]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "is the login of another broker, https://other.example:8443" in said
+    assert "--force" in said
+    assert json.loads(path.read_text()) == other
+    assert main([*words, "--force"]) == 0
+    again = broker.broker.invite(broker.admin_key()).reveal()
+    assert main(["admin", "--login-file", str(path), "login", again]) == 0, "the same broker's is renewed"
+
+
+def test_a_machine_is_listed_and_revoked(
+    broker: Harness, admin: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, invite = tmp_path / "admin.json", broker.broker.invite(broker.admin_key()).reveal()
+    assert main(["admin", "--login-file", str(path), "login", invite]) == 0
+    machine = json.loads(path.read_text())["admin_id"]
+    assert machine in admin("machine", "list")
+    assert admin("machine", "revoke", machine) == f"machine {machine} revoked\n"
+    (row,) = [row for row in admin("machine", "list", "--json") if row["machine_id"] == machine]
+    assert row["status"] == "revoked"
+    assert main(["admin", "--login-file", str(path), "machine", "list", "--json"]) == 1
+    assert json.loads(capsys.readouterr().err)["error"] == "revoked"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +242,7 @@ def test_a_registration_key_is_made_used_and_revoked(admin: Run, broker: Harness
 def test_an_invite_is_printed_with_the_command_that_takes_it(admin: Run) -> None:
     out = admin("registration-key", "create")
     assert "Invite, shown this once (until " in out
+    assert out.splitlines()[-1].startswith("(With - in place of the invite it is read from stdin")
     assert "\n  horizon server join 'horizon://127.0.0.1:" in out
     out = admin("personal-key", "create", "dave")
     assert "Invite, shown this once:\n\n  horizon client join 'horizon://127.0.0.1:" in out

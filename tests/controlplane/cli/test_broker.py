@@ -24,6 +24,7 @@ from controlplane.errors import StartError
 from controlplane.protocol.enrolment import Invite, InviteKind
 from controlplane.protocol.errors import BrokerUnreachable
 from controlplane.protocol.keys import IdentityKey
+from controlplane.tls import ensure_certificate
 from horizon import main
 from tests.harness.waiting import block_until
 
@@ -94,6 +95,46 @@ def test_an_invite_leads_to_where_the_broker_said_it_is(
     answer = json.loads(capsys.readouterr().out)
     assert answer["invite"].startswith("horizon://other.example:8443/admin/hzadm_")
     assert set(answer) == {"key_id", "invite", "expires_at"}
+
+
+def test_an_invite_pins_the_certificate_that_was_given(
+    served: list[Broker], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate, key = ensure_certificate(tmp_path / "given", ["broker.example"])
+    assert run("--tls-certificate", str(certificate), "--tls-key", str(key)) == 0
+    first = printed_invite(capsys)
+    before = sorted(path.name for path in data_dir.iterdir())
+    certificate.rename(tmp_path / "out-of-reach.crt")
+    assert main(["broker", "invite"]) == 0
+    assert printed_invite(capsys).pin == first.pin == served[0].pin
+    assert sorted(path.name for path in data_dir.iterdir()) == before
+    assert "tls.crt" not in before
+
+
+def test_an_invite_needs_a_broker_that_ran_with_this_database(
+    served: list[Broker], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run()
+    capsys.readouterr()
+    other = f"sqlite+libsql:///{tmp_path}/other.db"
+    assert main(["broker", "invite", "--database-url", other]) == 1
+    assert "has not run with this database yet" in capsys.readouterr().err
+
+
+def test_the_first_invite_may_be_json(served: list[Broker], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert Invite.parse(answer["invite"], InviteKind.admin).pin == served[0].pin
+    assert run("--json") == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_printed_invite_tells_how_to_keep_it_from_process_lists(
+    served: list[Broker], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run()
+    assert main(["broker", "invite"]) == 0
+    assert capsys.readouterr().out.count("(With - in place of the invite it is read from stdin") == 2
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -165,3 +165,14 @@ def test_a_signer_shows_no_secret() -> None:
     identity = IdentityKey.generate()
     assert identity.reveal() not in repr(Signer.enrolling(identity))
     assert str(identity.public_key) in repr(Signer.enrolling(identity))
+
+
+async def test_a_body_that_cannot_be_decoded_is_an_outage_too() -> None:
+    def handler(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(
+            200, headers={"Content-Encoding": "gzip"}, stream=httpx2.ByteStream(b"no gzip")
+        )
+
+    async with client(handler) as made:
+        with pytest.raises(BrokerUnreachable, match="no answer from the broker"):
+            await made.servers()

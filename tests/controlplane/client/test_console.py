@@ -160,3 +160,31 @@ def test_the_console_costs_a_command_line_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "/var/x"), "/var/x: No space left on device"),
+        (IsADirectoryError(21, "Is a directory", b"/etc"), "/etc: Is a directory"),
+        (OSError("no such thing"), "no such thing"),
+        (TimeoutError(), "TimeoutError"),
+        (EOFError("EOF when reading a line"), "stdin ended before anything was read: write the invite to it"),
+        (
+            ExceptionGroup("two", [ExceptionGroup("one", [CommandError("first")]), StartError("second")]),
+            "first",
+        ),
+    ],
+)
+def test_the_systems_faults_are_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(raising(error)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"horizon: {line}")
+    assert said.count("\n") == 1
+
+
+def test_a_group_with_a_bug_in_it_is_not_hidden() -> None:
+    with pytest.raises(ExceptionGroup):
+        run(raising(ExceptionGroup("two", [CommandError("expected"), KeyError("a bug")])))

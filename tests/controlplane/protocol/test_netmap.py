@@ -170,7 +170,7 @@ HELD = apply_update(None, snapshot(5, peer("dev_0"), peer("dev_1")))
     [
         (change(6, 7, peer("dev_2")), "follows revision 6, but revision 5 is held"),
         (change(3, 4, removed=("dev_0",)), "goes back from revision 5 to 4"),
-        (snapshot(4), "restored from an old backup"),
+        (snapshot(4), "the broker was restored from a backup"),
         (snapshot(9, subject="srv_2"), "for 'srv_2', and this is 'srv_1'"),
         (change(5, 6, removed=("dev_0",), subject="srv_2"), "for 'srv_2', and this is 'srv_1'"),
         (snapshot(6).model_copy(update={"interface": None}), "snapshot without an interface"),
@@ -232,3 +232,12 @@ def test_a_wrong_interface_is_refused() -> None:
 
 def test_own_networks_are_single_addresses() -> None:
     assert peer("dev_0").own_networks == (IPv4Network("10.64.0.1/32"),)
+
+
+@pytest.mark.parametrize(("kind", "field"), [(NetMapPeer, "authorized_until"), (NetMapUpdate, "issued_at")])
+def test_a_time_without_its_zone_is_refused(kind: type[NetMapPeer | NetMapUpdate], field: str) -> None:
+    """It could not be compared with any clock."""
+    good = peer("dev_0") if kind is NetMapPeer else snapshot(1)
+    content = good.model_dump(mode="json") | {field: "2026-01-01T00:00:00"}
+    with pytest.raises(ValidationError, match=f"{field}\n.*timezone"):
+        kind.model_validate(content)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -468,3 +470,55 @@ def test_any_headers_verify_or_raise_a_signature_error(
         assert all(isinstance(key_id, str) for key_id in resolved)
     else:
         assert (method, url, body) == ("POST", URL, BODY)
+
+
+# --- across a restart ---------------------------------------------------------------------------
+
+
+def test_a_signature_from_ahead_is_not_accepted_again_after_a_restart() -> None:
+    kept: dict[str, float] = {}
+    request = signed(created=NOW + 30)
+    request.guard = ReplayGuard(NOW - 100, keep=kept.__setitem__)
+    request.verify()
+    assert kept == {"dev_1": NOW + 30}
+    request.now, request.guard = NOW + 2, ReplayGuard(NOW + 1, kept)
+    with pytest.raises(ReplayError, match="before the broker started"):
+        request.verify()
+    later = signed(created=NOW + 32)
+    later.now, later.guard = NOW + 2, request.guard
+    assert later.verify()
+    request.guard.accept("dev_2", "nonce", NOW + 2, NOW + 2)  # whose clock is right
+
+
+def test_a_right_clock_costs_nothing_to_keep() -> None:
+    kept: dict[str, float] = {}
+    guard = ReplayGuard(0, keep=kept.__setitem__)
+    guard.accept("dev_1", "nonce", NOW, NOW)
+    guard.accept("dev_1", "another", NOW - 59, NOW)
+    assert kept == {}
+
+
+class _Slow(str):
+    """Others run while it is looked for."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        threading.Event().wait(0.002)
+        return super().__hash__()
+
+
+def test_of_threads_with_the_same_nonce_one_passes() -> None:
+    guard, threads = ReplayGuard(0), 8
+    barrier = threading.Barrier(threads)
+
+    def passes(_: int) -> bool:
+        barrier.wait(10)
+        try:
+            guard.accept("dev_1", _Slow("nonce"), NOW, NOW)
+        except ReplayError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert sum(pool.map(passes, range(threads))) == 1

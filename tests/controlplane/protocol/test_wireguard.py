@@ -16,6 +16,7 @@ from controlplane.protocol.wireguard import (
     InterfaceSpec,
     PeerSpec,
     check_allowed_ips,
+    check_host,
     check_interface_name,
     check_unscoped,
 )
@@ -163,3 +164,51 @@ def test_no_repr_of_a_spec_shows_a_secret() -> None:
     for secret in (PRIVATE, preshared):
         assert secret.reveal() not in repr(spec)
         assert secret.hex not in repr(spec)
+
+
+# --- hosts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "192.0.2.1",
+        "2001:db8::1",
+        "vpn.example.org",
+        "fra1",
+        "my_box.lan",
+        "3com.example",
+        "a" * 63 + ".example",
+    ],
+)
+def test_addresses_and_dns_names_are_hosts(host: str) -> None:
+    assert check_host(host) == host
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        ".",
+        "a..b",
+        ".example",
+        "vpn.example.org.",
+        "a:b",
+        "vpn.example.org:51820",
+        "[2001:db8::1]",
+        "fe80::1%eth0",
+        "-a.example",
+        "a-.example",
+        "a" * 64 + ".example",
+        ".".join(["a" * 50] * 6),
+        "192.0.2",
+        "192.0.2.256",
+        "1234",
+        "exämple.org",
+        "vpn.example.org\n",
+    ],
+)
+def test_what_no_resolver_takes_is_no_host(host: str) -> None:
+    with pytest.raises(SpecError, match="neither an IP address nor a DNS name") as caught:
+        check_host(host)
+    assert str(caught.value).startswith(repr(host[:80]))
