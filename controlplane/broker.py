@@ -36,8 +36,8 @@ from controlplane.watch import Applied, Notifier
 
 log = logging.getLogger(__name__)
 SIGNING_KEY = "signing.key"
-_ADVERTISE, _PIN = "advertise", "tls_pin"
-"""Settings: where and by which pin the broker was last reached."""
+_ADVERTISE, _FOUND, _PIN = "advertise", "advertise_found", "tls_pin"
+"""Settings: where invites say the broker is, as last given; else as last found out; and its pin."""
 
 
 @dataclass(slots=True)
@@ -78,10 +78,10 @@ def open_broker(config: BrokerConfig, clock: Callable[[], float] = time.time) ->
         ensure_private_directory(config.data_dir)
     except OSError as error:
         raise StartError(f"data directory {str(config.data_dir)!r}: {error.strerror}") from None
-    advertise = config.advertise or Endpoint(outward_address(), config.listen_port)
-    certificate, certificate_key = _certificate(config, advertise.host)
     notifier = Notifier()
     database = Database(create_engine(config.url), notifier.notify)
+    advertise = _advertised(database, config)
+    certificate, certificate_key = _certificate(config, advertise.host)
     broker = Broker(
         config=config,
         database=database,
@@ -96,7 +96,7 @@ def open_broker(config: BrokerConfig, clock: Callable[[], float] = time.time) ->
         clock=clock,
     )
     with database.write() as session:
-        session.merge(Setting(name=_ADVERTISE, value=str(broker.advertise)))
+        session.merge(Setting(name=_ADVERTISE if config.advertise else _FOUND, value=str(broker.advertise)))
         session.merge(Setting(name=_PIN, value=broker.pin))
     return broker
 
@@ -113,7 +113,8 @@ def reopen_broker(config: BrokerConfig, clock: Callable[[], float] = time.time) 
     notifier = Notifier()
     database = Database(create_engine(config.url), notifier.notify)
     with database.read() as session:
-        advertise, pin = session.get(Setting, _ADVERTISE), session.get(Setting, _PIN)
+        advertise = session.get(Setting, _ADVERTISE) or session.get(Setting, _FOUND)
+        pin = session.get(Setting, _PIN)
     if advertise is None or pin is None:
         database.close()
         raise StartError(
@@ -131,6 +132,15 @@ def reopen_broker(config: BrokerConfig, clock: Callable[[], float] = time.time) 
         guard=ReplayGuard(started=clock()),
         clock=clock,
     )
+
+
+def _advertised(database: Database, config: BrokerConfig) -> Endpoint:
+    """Where invites say the broker is: as given now, as given once, or else found out."""
+    with database.read() as session:
+        given = session.get(Setting, _ADVERTISE)
+    if config.advertise is not None:
+        return config.advertise
+    return Endpoint.parse(given.value) if given else Endpoint(outward_address(), config.listen_port)
 
 
 def _guard(database: Database, clock: Callable[[], float]) -> ReplayGuard:

@@ -17,6 +17,7 @@ class Notifier:
     """Wakes those who wait for a subject. `bind` it to the running loop first."""
 
     def __init__(self) -> None:
+        self.closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
@@ -27,6 +28,12 @@ class Notifier:
         """From any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake, subject)
+
+    def close(self) -> None:
+        """The broker stops: everybody who waits is woken, from any thread, and `closed` says why."""
+        self.closed = True
+        for subject in list(self._waiting):
+            self.notify(subject)
 
     def _wake(self, subject: str) -> None:
         for waiting in self._waiting.get(subject, ()):
@@ -59,6 +66,10 @@ class Applied:
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         self._changed.bind(loop)
 
+    def close(self) -> None:
+        """The broker stops: nobody waits any longer."""
+        self._changed.close()
+
     def acknowledge(self, server_id: str, revision: int) -> None:
         self._revisions[server_id] = revision
         self._changed.notify(server_id)
@@ -69,6 +80,8 @@ class Applied:
             try:
                 async with asyncio.timeout(timeout):
                     while self._revisions.get(server_id, -1) < revision:
+                        if self._changed.closed:
+                            return False
                         changed.clear()
                         await changed.wait()
             except TimeoutError:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import ipaddress
 import logging
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from sqlmodel import select
@@ -16,6 +20,7 @@ from sqlmodel import select
 from controlplane.app import create_app
 from controlplane.broker import Broker, open_broker, reopen_broker
 from controlplane.client.console import STDIN_HINT, CommandError, add_json, print_json
+from controlplane.client.files import ensure_private_directory
 from controlplane.config import DEFAULT_IPV4_POOL, BrokerConfig
 from controlplane.enrolment import create_admin_key, ensure_owner
 from controlplane.errors import StartError
@@ -25,6 +30,8 @@ from controlplane.protocol.messages import InviteCreated
 from controlplane.protocol.wireguard import Endpoint
 
 DEFAULT_DATA_DIR = "/var/lib/horizon/broker"
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,17 +109,33 @@ def run_broker(options: argparse.Namespace) -> int:
         ipv4_pool=options.ipv4_pool,
         ipv4_prefix=options.ipv4_prefix,
     )
-    broker = open_broker(config)
-    with broker.database.write() as session:
-        owner = ensure_owner(broker, session)
-    if owner is not None:
-        _show_invite(options, owner, "First run. Log in as the owner, within a day:")
-    serve(broker, verbose=options.verbose)
+    # The port and the directory first: nothing is made, and no invite shown, for a broker that cannot run.
+    with listening_socket(listen.host, listen.port) as listening, only_broker(config.data_dir):
+        broker = open_broker(config)
+        with broker.database.write() as session:
+            owner = ensure_owner(broker, session)
+        if owner is not None:
+            _show_invite(options, owner, "First run. Log in as the owner, within a day:")
+        log.info("listening on %s; invites say %s", listen, broker.advertise)
+        serve(broker, listening, verbose=options.verbose)
     return 0
 
 
-def serve(broker: Broker, verbose: bool = False) -> None:
-    """Serve the API until a signal."""
+class _Server(uvicorn.Server):
+    """Uvicorn, which at the end lets go of those who wait for news instead of waiting for them."""
+
+    def __init__(self, config: uvicorn.Config, broker: Broker) -> None:
+        super().__init__(config)
+        self._broker = broker
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._broker.notifier.close()
+        self._broker.applied.close()
+        super().handle_exit(sig, frame)
+
+
+def serve(broker: Broker, listening: socket.socket, verbose: bool = False) -> None:
+    """Serve the API on a listening socket until a signal."""
     config = uvicorn.Config(
         create_app(broker),
         ssl_certfile=broker.certificate,
@@ -123,8 +146,26 @@ def serve(broker: Broker, verbose: bool = False) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=3,
     )
-    with listening_socket(broker.config.listen_host, broker.config.listen_port) as listening:
-        uvicorn.Server(config).run(sockets=[listening])
+    _Server(config, broker).run(sockets=[listening])
+
+
+@contextmanager
+def only_broker(data_dir: Path) -> Iterator[None]:
+    """Keep a data directory for this process. Raises `StartError` if another broker has it."""
+    try:
+        ensure_private_directory(data_dir)
+        descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(f"data directory {str(data_dir)!r}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StartError(
+            f"a broker runs already with {str(data_dir)!r}: stop it, or give --data-dir"
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -137,7 +178,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         listening = socket.create_server((host, port), family=family, dualstack_ipv6=dual_stack, backlog=2048)
     except OSError as error:
         raise StartError(
-            f"cannot listen on {Endpoint(host, port)}: {error.strerror}; choose another with --listen"
+            f"cannot listen on {Endpoint(host, port)}: {os.strerror(error.errno or 0)}; choose another "
+            "with --listen"
         ) from None
     # asyncio sees a socket made here as protocol 0 and sets no TCP_NODELAY on what it accepts: an answer
     # of two segments would then wait 40 ms for a delayed acknowledgement. Linux hands this one down.

@@ -42,6 +42,8 @@ async def netmap(
             update = await run_in_threadpool(read_update, broker, signer, since)
             if update is not None:
                 return update
+            if broker.notifier.closed:
+                return Response(status_code=204)  # type: ignore[return-value]
             try:
                 async with asyncio.timeout_at(deadline):
                     await changed.wait()

@@ -90,3 +90,11 @@ async def test_a_wait_is_bounded(applied: Applied) -> None:
     began = loop.time()
     assert not await applied.wait("fra1", 1, timeout=0.05)
     assert 0.05 <= loop.time() - began < 5
+
+
+async def test_a_broker_that_stops_lets_go_of_who_waits(applied: Applied) -> None:
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        task = group.create_task(applied.wait("fra1", 7, timeout=60))
+        await wait_for(lambda: applied._changed.watchers == 1)
+        applied.close()
+    assert not task.result()

@@ -52,7 +52,7 @@ def test_peers_stay_bytes_also_where_pyroute2s_own_message_was_used_before() -> 
     own["attrs"] = []
     own.encode()
 
-    class Fresh(_Message):  # type: ignore[misc]  # as at the first use in a process
+    class Fresh(_Message):  # as at the first use in a process
         _nlmsg_base__compiled_nla = _Message.__dict__.get("_nlmsg_base__compiled_nla", True)
 
     message = Fresh()

@@ -36,11 +36,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Broker]:
     """The brokers that `run` would have served until a signal."""
     brokers: list[Broker] = []
 
-    def serve(broker: Broker, verbose: bool) -> None:
+    def serve(broker: Broker, listening: socket.socket, verbose: bool) -> None:
         brokers.append(broker)
         broker.close()
 
     monkeypatch.setattr(cli, "serve", serve)
+    monkeypatch.setattr(cli, "listening_socket", lambda host, port: socket.create_server(("127.0.0.1", 0)))
     return brokers
 
 
@@ -166,6 +167,35 @@ def test_a_taken_port_is_refused_with_the_option_that_helps() -> None:
             cli.listening_socket("127.0.0.1", port)
 
 
+def test_a_broker_that_cannot_listen_makes_nothing_and_shows_no_invite(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        assert run("--listen", f"127.0.0.1:{taken.getsockname()[1]}") == 1
+    said = capsys.readouterr()
+    assert "Address already in use; choose another with --listen" in said.err
+    assert said.out == ""
+    assert not data_dir.exists()
+
+
+def test_a_second_broker_on_the_same_directory_is_refused(
+    served: list[Broker], data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with cli.only_broker(data_dir):
+        assert run() == 1
+    assert f"a broker runs already with '{data_dir}'" in capsys.readouterr().err
+    assert served == []
+    assert run() == 0
+
+
+def test_where_the_broker_is_is_given_once(served: list[Broker], monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+    run("--advertise", "broker.example:443")
+    run("--listen", "127.0.0.1:9443")
+    assert served[0].advertise.host != "broker.example"
+    assert [str(broker.advertise) for broker in served[1:]] == ["broker.example:443"] * 2
+
+
 def test_all_addresses_are_both_families() -> None:
     with cli.listening_socket("::", 0) as listening:
         port = listening.getsockname()[1]
@@ -221,6 +251,7 @@ def test_a_broker_serves_until_it_is_told_to_end(process: subprocess.Popen[str])
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=15)
     assert process.returncode in {0, -signal.SIGTERM}
+    assert "ERROR" not in out + err
     assert "Traceback" not in out + err
 
 
