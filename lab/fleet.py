@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,5 +158,4 @@ class Fleet:
         broker = self.broker
         if broker.process is None or not broker.process.alive():
             raise LabError(f"the broker ended: '{broker.log_text()[-2000:]}'")
-        argv: Sequence[str] = ["ss", "-Hltn", f"sport = :{PORT}"]
-        return bool(broker.site.run(argv).stdout)
+        return "listening on" in broker.log_text()
