@@ -29,7 +29,7 @@ def test_of_another_ring(): pytest.skip("needs openssl")
 """
 
 
-OPTIONS = ("-p", "no:randomly", "-p", "no:cacheprovider", "-o", "markers=netns: lab")
+OPTIONS = ("-rN", "-p", "no:randomly", "-p", "no:cacheprovider", "-o", "markers=netns: lab")
 
 
 @pytest.mark.parametrize(("required", "failed", "skipped"), [("1", 2, 2), ("0", 0, 4)])
