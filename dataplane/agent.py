@@ -25,11 +25,12 @@ from controlplane.protocol.keys import PublicKey
 from controlplane.protocol.netmap import NetMap, NetMapPeer, NetMapUpdate, apply_update
 from controlplane.protocol.wireguard import PeerSpec
 from dataplane.backoff import Backoff
-from dataplane.desired import Own, changed_peers, connected
+from dataplane.desired import Own, changed_peers
 from dataplane.errors import DataplaneError, NameTaken, NoBackend, NotPermitted, StoreError
 from dataplane.local import LocalSocket
 from dataplane.reconcile import HostLike, Reconciler
 from dataplane.state import Desired, InterfaceState, PeerState
+from dataplane.status import addresses, describe_peer
 from dataplane.store import AgentState, Store, open_update
 
 log = logging.getLogger(__name__)
@@ -373,33 +374,10 @@ class Agent(ABC):
             "backend": interface.backend if interface else None,
             "public_key": str(self.state.private_key.public_key),
             "listen_port": interface.listen_port if interface else None,
-            "addresses": _addresses(interface),
+            "addresses": addresses(interface),
             "broker": {"url": self.client.address.url, **asdict(self.broker)},
             "revision": self.netmap.revision if self.netmap else None,
             "revoked": self.revoked,
             "trouble": self.trouble,
-            "peers": [_describe_peer(by_key.get(key), peer, now) for key, peer in sorted(peers.items())],
+            "peers": [describe_peer(by_key.get(key), peer, now) for key, peer in sorted(peers.items())],
         }
-
-
-def _addresses(interface: InterfaceState | None) -> list[str]:
-    """The addresses that were given to it; IPv6's link-local one is nobody's concern."""
-    found = interface.addresses if interface else ()
-    return sorted(str(address) for address in found if not address.is_link_local)
-
-
-def _describe_peer(entry: NetMapPeer | None, peer: PeerState, now: float) -> dict[str, Any]:
-    return {
-        "id": entry.peer_id if entry else None,
-        "name": entry.name if entry else None,
-        "public_key": str(peer.public_key),
-        "endpoint": str(peer.endpoint) if peer.endpoint else None,
-        "addresses": [str(address) for address in entry.addresses] if entry else [],
-        "allowed_ips": sorted(map(str, peer.allowed_ips)),
-        "connected": connected(peer, now),
-        "latest_handshake": peer.latest_handshake,
-        "received": peer.received,
-        "sent": peer.sent,
-        "authorized_until": entry.authorized_until.isoformat() if entry else None,
-        "connection_id": entry.connection_id if entry else None,
-    }

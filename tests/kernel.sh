@@ -19,7 +19,7 @@ if native; then
 elif [ -x "$kernelwg" ]; then
   echo "kernel ring: no WireGuard in this kernel ($(uname -r)) or no right to use it; using $kernelwg"
   # The guest takes one string. Sockets need a real file system there, and one slow CPU needs time.
-  command=$(printf 'TMPDIR=/run exec python -m pytest -m netns -o timeout=600 -p no:cacheprovider'
+  command=$(printf 'TMPDIR=/run HORIZON_LAB_PATIENCE=120 exec python -m pytest -m netns -o timeout=600 -p no:cacheprovider'
     for argument in "$@"; do printf " '%s'" "$(printf %s "$argument" | sed "s/'/'\\\\''/g")"; done)
   exec "$kernelwg" -t 1800 -- "$command"
 else
