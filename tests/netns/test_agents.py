@@ -40,9 +40,7 @@ class Stage:
 
     def heal(self) -> None:
         """Whatever a test left behind: all run, and alice is connected."""
-        broker = self.fleet.broker
-        if broker.process is None or not broker.process.alive():
-            self.fleet.start_broker()
+        revive(self.fleet)
         for node in (self.fra1, self.alice):
             if not runs(node):
                 start(node)
@@ -73,6 +71,12 @@ def made(fleet: Fleet) -> Stage:
 def stage(made: Stage) -> Stage:
     made.heal()
     return made
+
+
+def revive(fleet: Fleet) -> None:
+    """Start the broker again where a test before has killed it."""
+    if not runs(fleet.broker):
+        fleet.start_broker()
 
 
 def runs(node: Node) -> bool:
@@ -267,6 +271,7 @@ def tunnel_address(server: Node) -> str:
 @pytest.mark.parametrize("kind", ["bridge", "veth"])
 def test_a_taken_interface_name_is_never_touched(fleet: Fleet, kind: str) -> None:
     """Neither by joining, which keeps the invite, nor by an agent that joined before."""
+    revive(fleet)
     site = fleet.lab.site(f"taken-{kind}")
     node = Node(site, "server")
     invite = fleet.admin("registration-key", "create")["invite"]
