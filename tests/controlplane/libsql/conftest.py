@@ -3,8 +3,6 @@
 import shutil
 import socket
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -13,17 +11,10 @@ import pytest
 from sqlalchemy import Engine, MetaData, create_engine, event
 
 from controlplane.libsql import apply_pragmas, dbapi
+from tests.harness.waiting import block_until
 
 SQLD = shutil.which("sqld")
 Open = Callable[[], dbapi.Connection]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Return once ``condition()`` holds; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        threading.Event().wait(0.02)
 
 
 def answers(port: int) -> bool:
@@ -51,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += ["--http-listen-addr", f"127.0.0.1:{port}", "--no-welcome", "--disable-metrics"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: answers(port))
+        block_until(lambda: answers(port))
         yield f"127.0.0.1:{port}"
     finally:
         process.kill()
